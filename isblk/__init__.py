@@ -1,0 +1,19 @@
+"""isblk: an iSCSI initiator in user space that shows logical units as local files.
+
+The rooms, lowest first; imports point down only, and a test asserts it:
+
+    errors.py   one exception tree: each knows its errno and its exit code
+    scsi/       PURE: what a logical unit can be asked and what it answers (SPC, SBC)
+    iscsi/      PURE: RFC 7143 from bytes to finished tasks; no clock, no socket, no await
+    ----------- trio, sockets and clocks begin below this line
+    link/       bytes move: the data plane, one connection; here the keeper of a session will live
+    discover/   finding targets: SendTargets; here iSNS, SLP and boot strings will live
+    block/      blocks move: devices stacked on devices; here path choice, fencing and multipath will live
+    export/     what the local machine sees; knows only devices; here the NBD server will live
+    target/     the embedded target: the demo, the tests and the benchmark run against it
+    state.py control.py detach.py daemon.py cli/   what a command needs: kept state, control socket, composition, command line
+
+Arrows: cli -> daemon -> (export, discover, block, link) -> (scsi, iscsi) -> errors. scsi and iscsi never meet but in block.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,108 @@
+"""The gate: the one checked place every request passes, with the counters that tell what went through.
+
+A front end is always handed a Gate, never a bare device; so a range, a flag or a capability is checked once, and whoever ends the device can
+wait until nothing is in flight (`drained`).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from isblk.block.request import Device, Geometry, Op, Request
+from isblk.errors import RequestInvalid
+
+_CHANGES = (Op.WRITE, Op.TRIM, Op.ZERO)
+
+
+@dataclass
+class Counters:
+    """What passed: requests and bytes by operation (indexed by Op), and requests that ended with an error."""
+
+    requests: list[int] = field(default_factory=lambda: [0] * len(Op))
+    bytes: list[int] = field(default_factory=lambda: [0] * len(Op))
+    errors: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """For status and JSON."""
+        named = {f"{op.name.lower()}_requests": self.requests[op] for op in Op}
+        moved = {f"{op.name.lower()}_bytes": self.bytes[op] for op in Op if op is not Op.FLUSH}
+        return {**named, **moved, "errors": self.errors}
+
+
+class Gate:
+    """A Device in front of a Device."""
+
+    def __init__(self, device: Device) -> None:
+        self.counters = Counters()
+        self.in_flight = 0
+        self._device = device
+        self._closed = False
+        self._drained = trio.Event()
+        self._drained.set()
+        self._done: dict[Request, Callable[[Request], None] | None] = {}
+
+    @property
+    def geometry(self) -> Geometry:
+        """The device as it is now."""
+        return self._device.geometry
+
+    def submit(self, request: Request) -> None:
+        """Check, count and pass on. What cannot be is finished here with RequestInvalid."""
+        error = self._refusal(request, self._device.geometry)
+        if error is not None:
+            self.counters.errors += 1
+            request.finish(error)
+            return
+        self.in_flight += 1
+        self._done[request] = request.done
+        request.done = self._finished
+        self._device.submit(request)
+
+    def kick(self) -> None:
+        """End of a batch."""
+        self._device.kick()
+
+    def close(self) -> None:
+        """Take no more requests; those in flight go on."""
+        self._closed = True
+
+    async def drained(self) -> None:
+        """Return when nothing is in flight."""
+        while self.in_flight:
+            self._drained = trio.Event()
+            await self._drained.wait()
+
+    def _finished(self, request: Request) -> None:
+        counters = self.counters
+        counters.requests[request.op] += 1
+        if request.error is None:
+            counters.bytes[request.op] += request.length
+        else:
+            counters.errors += 1
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._drained.set()
+        done = request.done = self._done.pop(request)
+        if done is not None:
+            done(request)
+
+    def _refusal(self, request: Request, geometry: Geometry) -> RequestInvalid | None:
+        """Why this request can never be done; None when it can."""
+        op, offset, length, data = request.op, request.offset, request.length, request.data
+        if self._closed:
+            return RequestInvalid("the device is being closed and takes no more requests", errno.ESHUTDOWN)
+        if op is Op.FLUSH:
+            return None
+        if offset < 0 or length <= 0 or (op <= Op.WRITE and (data is None or len(data) != length)):
+            return RequestInvalid(f"{request!r} has no valid offset, length or buffer")
+        if geometry.read_only and op in _CHANGES:
+            return RequestInvalid("the device is read-only", errno.EROFS)
+        if offset + length > geometry.size:
+            return RequestInvalid(f"{request!r} passes the end at {geometry.size}", errno.EINVAL if op is Op.READ else errno.ENOSPC)
+        if op is Op.TRIM and not geometry.can_trim:
+            return RequestInvalid("the device cannot discard", errno.EOPNOTSUPP)
+        return None

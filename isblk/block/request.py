@@ -1,0 +1,140 @@
+"""The request that travels through the house, and the Device protocol that every layer of the block stack speaks.
+
+Theory of operation: a Request is the block layer's bio, not a coroutine. Whoever starts it sets `done`; whoever completes it calls
+`finish` exactly once, perhaps before `submit` has returned. Nothing on this road awaits: a trio task per I/O was measured and rejected
+(a wake-up costs about 20 us). `submit` only queues; `kick` ends the batch, so that one sendmsg carries everything queued since the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import trio
+
+
+class Op(IntEnum):
+    """What a request asks of a device."""
+
+    READ = 0
+    WRITE = 1
+    FLUSH = 2
+    TRIM = 3
+    ZERO = 4
+
+
+class Request:
+    """One operation on a device: `offset` and `length` in bytes, `data` a view of exactly `length` bytes (READ fills it, WRITE sends it).
+
+    The caller lends `data` until `finish` and must not change it (WRITE) or look at it (READ) before. FLUSH has offset 0 and length 0.
+    """
+
+    __slots__ = ("data", "done", "error", "finished", "fua", "length", "offset", "op")
+
+    def __init__(
+        self,
+        op: Op,
+        offset: int = 0,
+        length: int = 0,
+        data: memoryview | None = None,
+        fua: bool = False,
+        done: Callable[[Request], None] | None = None,
+    ) -> None:
+        self.op = op
+        self.offset = offset
+        self.length = length
+        self.data = data
+        self.fua = fua
+        self.done = done
+        self.error: Exception | None = None
+        self.finished = False
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Complete the request, once; `error` knows its errno (errors.IsblkError)."""
+        if self.finished:
+            raise AssertionError(f"{self!r} finished twice")
+        self.finished = True
+        self.error = error
+        if self.done is not None:
+            self.done(self)
+
+    def __repr__(self) -> str:
+        return f"<Request {self.op.name} {self.offset}+{self.length}{' fua' if self.fua else ''}>"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a device is: sizes in bytes. `max_transfer` bounds READ and WRITE, `max_trim` and `max_zero` TRIM and ZERO; 0 means no bound."""
+
+    size: int
+    block_size: int
+    physical_block_size: int
+    optimal_transfer: int = 0
+    max_transfer: int = 0
+    max_trim: int = 0
+    max_zero: int = 0
+    trim_granularity: int = 0
+    read_only: bool = False
+    can_trim: bool = False
+    can_zero: bool = False
+    can_fua: bool = False
+    write_cache: bool = False
+    trim_reads_zero: bool = False
+    rotational: bool = False
+
+
+class Device(Protocol):
+    """A block device; a layer over other Devices is one too (design.md: nbdkit's filters)."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """The device as it is now; a new object after a resize."""
+
+    def submit(self, request: Request) -> None:
+        """Queue one request; never blocks, never awaits; may finish it before returning."""
+
+    def kick(self) -> None:
+        """End of a batch: send what was queued."""
+
+
+async def execute(device: Device, request: Request) -> None:
+    """Submit one request and wait for it; raises its error. For control work and tests, not for a data path.
+
+    A cancelled wait leaves the request running: its buffer stays lent until it finishes.
+    """
+    finished = trio.Event()
+    request.done = lambda _request: finished.set()
+    device.submit(request)
+    device.kick()
+    await finished.wait()
+    if request.error is not None:
+        raise request.error
+
+
+async def read(device: Device, offset: int, length: int) -> bytes:
+    """Read `length` bytes at `offset` bytes; raises errors.IsblkError."""
+    buffer = bytearray(length)
+    await execute(device, Request(Op.READ, offset, length, memoryview(buffer)))
+    return bytes(buffer)
+
+
+async def write(device: Device, offset: int, data: bytes, fua: bool = False) -> None:
+    """Write `data` at `offset` bytes; durable on return only with `fua`."""
+    await execute(device, Request(Op.WRITE, offset, len(data), memoryview(data), fua))
+
+
+async def flush(device: Device) -> None:
+    """Make every write acknowledged before this call durable."""
+    await execute(device, Request(Op.FLUSH))
+
+
+async def trim(device: Device, offset: int, length: int) -> None:
+    """Tell the device that a range is not needed; what it reads afterwards is the device's choice."""
+    await execute(device, Request(Op.TRIM, offset, length))
+
+
+async def zero(device: Device, offset: int, length: int, fua: bool = False) -> None:
+    """Make a range read as zeroes."""
+    await execute(device, Request(Op.ZERO, offset, length, fua=fua))

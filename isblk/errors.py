@@ -1,0 +1,86 @@
+"""Every failure isblk can report: one tree, each class with its errno (for requests) and its exit code (for commands)."""
+
+from __future__ import annotations
+
+import errno
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit says; documented in isblk(1) and relied on by scripts."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    REFUSED = 4
+    UNREACHABLE = 5
+    IO_ERROR = 6
+    INTERRUPTED = 130
+
+
+class IsblkError(Exception):
+    """An expected failure. Its text is one sentence: what failed, where, what to do next; it never holds a secret."""
+
+    exit_code: ExitCode = ExitCode.IO_ERROR
+    errno: int = errno.EIO
+
+
+class UsageError(IsblkError):
+    """The caller asked for something that cannot be: a bad name, option, configuration or mountpoint."""
+
+    exit_code = ExitCode.USAGE
+    errno = errno.EINVAL
+
+
+class NotFound(IsblkError):
+    """The target or the logical unit is not there."""
+
+    exit_code = ExitCode.NOT_FOUND
+    errno = errno.ENXIO
+
+
+class LoginRefused(IsblkError):
+    """The target answered the login and said no, or failed to prove who it is."""
+
+    exit_code = ExitCode.REFUSED
+    errno = errno.EACCES
+
+
+class Unreachable(IsblkError):
+    """No answer: the portal refuses connections, stays silent, or its name does not resolve."""
+
+    exit_code = ExitCode.UNREACHABLE
+    errno = errno.EHOSTUNREACH
+
+
+class ProtocolError(IsblkError):
+    """The peer broke RFC 7143 (or SPC, SBC, NBD): the only exception network bytes can cause in a decoder."""
+
+    errno = errno.EIO
+
+
+class DigestError(ProtocolError):
+    """A CRC32C digest does not match what arrived (RFC 7143 13.1)."""
+
+
+class PathLost(IsblkError):
+    """The session that carried a request ended before its answer came; whether the target did it is unknown."""
+
+    errno = errno.EIO
+
+
+class RequestFailed(IsblkError):
+    """The logical unit answered a request with a failure; `errno` says which."""
+
+    def __init__(self, message: str, error_number: int = errno.EIO) -> None:
+        super().__init__(message)
+        self.errno = error_number
+
+
+class RequestInvalid(IsblkError):
+    """A request that the device can never do: out of range, not aligned, read-only, or not supported."""
+
+    def __init__(self, message: str, error_number: int = errno.EINVAL) -> None:
+        super().__init__(message)
+        self.errno = error_number

@@ -1,0 +1,405 @@
+"""The session in full feature phase: command window, tasks by tag, Data-In, R2T, reject, async (RFC 7143 4.2, 11).
+
+Theory of operation. Plain calls, no clock, no socket. `submit` queues a task (it waits while the command window is closed); `outgoing` hands over what
+must go on the wire, in order; the framer delivers PDUs here (`place`, `deliver`), and tasks finish by their `done`, perhaps inside `deliver`.
+One connection a session, error recovery level 0: a gap in StatSN, DataSN or R2TSN, or any answer that contradicts what was asked, is a ProtocolError,
+after which the owner calls `fail`. `fail` is sticky: every open task ends at once with PathLost, and so does each one submitted later.
+
+What is legal in which state is the table `_HANDLERS` at the end; an opcode that is not there is a protocol error.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+from isblk.errors import IsblkError, PathLost, ProtocolError, RequestFailed
+from isblk.iscsi import pdu
+from isblk.iscsi.dataout import DataOut
+from isblk.iscsi.exchanges import FIRST_TAG, Done, Exchanges
+from isblk.iscsi.login import LoginResult
+from isblk.iscsi.serial import MASK
+from isblk.iscsi.task import AsyncMessage, Exchange, Kind, Task
+from isblk.iscsi.wire import NO_LUN, Wire
+
+_READ_FLAGS = pdu.FINAL | pdu.READ | pdu.Attribute.SIMPLE
+_NO_DATA_FLAGS = pdu.FINAL | pdu.Attribute.SIMPLE
+_WRITE_FLAGS = pdu.WRITE | pdu.Attribute.SIMPLE
+_RESIDUAL = pdu.DATA_OVERFLOW | pdu.DATA_UNDERFLOW
+_ABORTED = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)
+_RESETS = (pdu.TaskManagement.TARGET_WARM_RESET, pdu.TaskManagement.TARGET_COLD_RESET)
+
+_pack_command = pdu.COMMAND.pack
+_unpack_target = pdu.HOT_TARGET.unpack_from
+
+
+class State(Enum):
+    """States of a session that has logged in (a subset of 8.3: one connection, no cleanup for recovery)."""
+
+    LOGGED_IN = "logged in"
+    IN_LOGOUT = "logging out"
+    ENDED = "ended"
+
+
+class Session:
+    """One session from the end of its login on. Single-threaded; callbacks may submit. `epoch` is the owner's coarse clock for deadlines."""
+
+    def __init__(self, login: LoginResult, discovery: bool = False) -> None:
+        self.login = login
+        self.negotiated = login.negotiated
+        self.state = State.LOGGED_IN
+        self.error: IsblkError | None = None
+        self.on_async: Callable[[AsyncMessage], None] | None = None
+        self.epoch = 0
+        self.wire = Wire(login)
+        self._kind = "discovery" if discovery else "normal"
+        self._handlers = _HANDLERS[self._kind, self.state]
+        self._exchanges = Exchanges(self.wire, self.negotiated.target_max_recv_data_segment_length)
+        self._tasks: dict[int, Task] = {}
+        self._waiting: deque[Task] = deque()
+        self._next_itt = 1
+        self._data_out = DataOut(self.negotiated)
+
+    # ------------------------------------------------------------------ what the owner asks
+
+    @property
+    def open_tasks(self) -> int:
+        """Tasks that were submitted and have not finished."""
+        return len(self._tasks) + len(self._waiting)
+
+    def tasks(self) -> list[Task]:
+        """Every unfinished task, the oldest first."""
+        return [*self._tasks.values(), *self._waiting]
+
+    def submit(self, task: Task) -> None:
+        """Queue a task; it is sent in order as soon as the command window allows (4.2.2.1)."""
+        if self.state is not State.LOGGED_IN:
+            task.error = self.error or PathLost("the session is logging out and takes no more commands")
+            task.finished()
+            return
+        task.epoch = self.epoch
+        if self.wire.window.room > 0 and not self._waiting:
+            self._send(task)
+        else:
+            self._waiting.append(task)
+
+    def outgoing(self) -> list[bytes | memoryview]:
+        """What must be sent now, in wire order: headers, and views of the tasks' own data. Ask again only when all of it was sent."""
+        out = self.wire.out
+        if out:
+            self.wire.out = []
+            self._exchanges.sent()
+        return out
+
+    def fail(self, error: IsblkError) -> None:
+        """End the session: every open task and exchange finishes with PathLost, now; sticky."""
+        if self.error is not None:
+            return
+        self.error = error if isinstance(error, PathLost) else PathLost(str(error))
+        self._enter(State.ENDED)
+        tasks = self.tasks()
+        self._tasks.clear()
+        self._waiting.clear()
+        self.wire.out = []
+        for task in tasks:
+            task.error = self.error
+            task.finished()
+        self._exchanges.fail(self.error)
+
+    def ping(self, done: Done) -> None:
+        """Ask for a sign of life (11.18)."""
+        if self._alive(Kind.PING, done):
+            self._exchanges.ping(done)
+
+    def manage(self, function: pdu.TaskManagement, done: Done, *, task: Task | None = None, lun: bytes = NO_LUN) -> None:
+        """Task management: ABORT TASK of `task`, or a function on the logical unit `lun` (11.5). What it ends finishes before `done`."""
+        if not self._alive(Kind.TASK_MANAGEMENT, done):
+            return
+        if task is not None and self._tasks.get(task.itt) is not task:
+            self._abandon_unsent(task)
+            done(Exchange(Kind.TASK_MANAGEMENT, done, function=function, response=pdu.TaskManagementResponse.COMPLETE))
+            return
+        self._exchanges.manage(function, done, task, task.lun if task is not None else lun)
+
+    def text(self, data: bytes, done: Done) -> None:
+        """A Text Request of whole key=value pairs; the parts of its answer are joined (11.10, 6.4)."""
+        if self._alive(Kind.TEXT, done):
+            self._exchanges.text(data, done)
+
+    def logout(self, done: Done, reason: pdu.LogoutReason = pdu.LogoutReason.CLOSE_SESSION) -> None:
+        """Log out (11.14). Nothing may be submitted afterwards; the owner drains first what it wants finished."""
+        if self._alive(Kind.LOGOUT, done):
+            self._enter(State.IN_LOGOUT)
+            self._exchanges.logout(done, reason)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._handlers = _HANDLERS[self._kind, state]
+
+    def _alive(self, kind: Kind, done: Done) -> bool:
+        if self.error is not None:
+            done(Exchange(kind, done, error=self.error))
+        return self.error is None
+
+    def _abandon_unsent(self, task: Task) -> None:
+        if task in self._waiting:
+            self._waiting.remove(task)
+            task.error = RequestFailed("the command was abandoned before it was sent")
+            task.finished()
+
+    # ------------------------------------------------------------------ sending
+
+    def _send(self, task: Task) -> None:
+        """Hot. Number the task and queue its command; of a write also what may go unasked (11.3)."""
+        itt = self._next_itt
+        while itt in self._tasks:
+            itt = (itt + 1) % FIRST_TAG
+        self._next_itt = (itt + 1) % FIRST_TAG
+        wire = self.wire
+        window = wire.window
+        cmd_sn = window.cmd_sn
+        window.cmd_sn = (cmd_sn + 1) & MASK
+        window.room -= 1
+        task.itt = itt
+        task.cmd_sn = cmd_sn
+        self._tasks[itt] = task
+        if task.write_from is not None:
+            self._send_write(task, task.write_from)
+            return
+        flags = _READ_FLAGS if task.length else _NO_DATA_FLAGS
+        if wire.digests or wire.trace or len(task.cdb) > 16:
+            self._send_command(task, flags, b"")
+        else:
+            wire.out.append(_pack_command(pdu.SCSI_COMMAND, flags, 0, 0, task.lun, itt, task.length, cmd_sn, wire.exp_stat_sn, task.cdb))
+
+    def _send_write(self, task: Task, source: memoryview) -> None:
+        """The command with its immediate data, then unsolicited Data-Out; F=0 promises exactly the latter (11.3.1, 4.2.5.2)."""
+        immediate = self._data_out.immediate(task.length)
+        unsolicited = self._data_out.unsolicited(task.length)
+        self._send_command(task, _WRITE_FLAGS | (pdu.FINAL if unsolicited == immediate else 0), source[:immediate])
+        if unsolicited > immediate:
+            self._data_out.burst(task, pdu.RESERVED_TAG, immediate, unsolicited - immediate, self.wire.exp_stat_sn, self.wire.out)
+        task.transferred = unsolicited
+
+    def _send_command(self, task: Task, flags: int, data: bytes | memoryview) -> None:
+        cdb, ahs, wire = task.cdb[:16], _extended_cdb(task.cdb[16:]), self.wire
+        lengths = len(ahs) << 22 | len(data)
+        bhs = _pack_command(pdu.SCSI_COMMAND, flags, 0, lengths, task.lun, task.itt, task.length, task.cmd_sn, wire.exp_stat_sn, cdb)
+        wire.send(bhs + ahs, data)
+
+    # ------------------------------------------------------------------ receiving: the framer's sink
+
+    def place(self, bhs: memoryview, length: int) -> memoryview | None:
+        """Where a large Data-In belongs: straight into the task's memory, after everything about it was checked."""
+        if bhs[0] & pdu.OPCODE_MASK != pdu.DATA_IN or pdu.DATA_IN not in self._handlers:
+            return None
+        _, _, _, _, itt, _, _, _, _, data_sn, offset, _ = _unpack_target(bhs)
+        return self._landing(itt, data_sn, offset, length)
+
+    def deliver(self, bhs: memoryview, ahs: memoryview, data: memoryview) -> None:
+        """Act on one PDU of the target. Raises ProtocolError."""
+        if self.wire.trace is not None:
+            self.wire.trace("<-", pdu.describe(bhs))
+        handler = self._handlers.get(bhs[0] & pdu.OPCODE_MASK)
+        if handler is None:
+            self._refuse(bhs[0] & pdu.OPCODE_MASK)
+        else:
+            handler(self, bhs, data)
+        if self._waiting:
+            self._send_waiting()
+
+    def _refuse(self, opcode: int) -> None:
+        name = pdu.NAMES.get(opcode, f"opcode 0x{opcode:02x}")
+        raise ProtocolError(f"the target sent a {name} PDU to a {self._kind} session that is {self.state.value}")
+
+    def _send_waiting(self) -> None:
+        while self._waiting and self.wire.window.room > 0 and self.state is State.LOGGED_IN:
+            self._send(self._waiting.popleft())
+
+    def _landing(self, itt: int, data_sn: int, offset: int, length: int) -> memoryview:
+        """The memory a Data-In goes to. Raises ProtocolError unless it is the one due next (11.7.5, 11.7.6)."""
+        task = self._tasks.get(itt)
+        if task is None or task.read_into is None:
+            raise ProtocolError(f"the target sent Data-In for tag 0x{itt:x}, which reads nothing")
+        if data_sn != task.data_sn or offset != task.transferred:
+            raise ProtocolError(f"Data-In out of order: DataSN {data_sn} for {task.data_sn}, offset {offset} for {task.transferred}")
+        if offset + length > task.length:
+            raise ProtocolError(f"the target sent {offset + length} bytes to a command that asked for {task.length}")
+        return task.read_into[offset : offset + length]
+
+    def _data_in(self, bhs: memoryview, data: memoryview) -> None:
+        """Hot. SCSI Data-In (11.7); with S it ends the task as a response would (phase collapse). The A bit means nothing at level 0 (11.7.2)."""
+        flags, _, status, _, itt, _, stat_sn, exp_cmd_sn, max_cmd_sn, data_sn, offset, residual = _unpack_target(bhs)
+        task = self._tasks.get(itt)
+        length = len(data)
+        if task is None or length != task.length or data_sn or offset or task.read_into is None:
+            into = self._landing(itt, data_sn, offset, length)
+            task = self._tasks[itt]
+        else:
+            into = task.read_into
+        if data.obj is not into.obj:  # Else `place` has let it land there.
+            into[:] = data
+        task.data_sn = data_sn + 1
+        task.transferred = offset + length
+        wire = self.wire
+        if not flags & pdu.DATA_STATUS:
+            wire.window.update(exp_cmd_sn, max_cmd_sn)
+            return
+        if not flags & pdu.FINAL:
+            raise ProtocolError("Data-In carries a status without being final")
+        if wire.status(stat_sn, exp_cmd_sn, max_cmd_sn):
+            del self._tasks[itt]
+            task.status = status
+            if task.transferred != task.length or flags & _RESIDUAL:
+                _settle(task, flags, residual)
+            task.finished()
+
+    def _scsi_response(self, bhs: memoryview, data: memoryview) -> None:
+        """Hot. SCSI Response (11.4)."""
+        flags, response, status, _, itt, _, stat_sn, exp_cmd_sn, max_cmd_sn, _, _, residual = _unpack_target(bhs)
+        if not self.wire.status(stat_sn, exp_cmd_sn, max_cmd_sn):
+            return
+        task = self._tasks.pop(itt, None)
+        if task is None:
+            raise ProtocolError(f"the target answered tag 0x{itt:x}, which was not asked")
+        if response:
+            task.error = RequestFailed(f"the target failed a command by itself (iSCSI response 0x{response:02x})")
+        else:
+            task.status = status
+            if data:
+                task.sense = _sense(data)
+            if task.transferred != task.length or flags & _RESIDUAL:
+                _settle(task, flags, residual)
+        task.finished()
+
+    def _r2t(self, bhs: memoryview, _data: memoryview) -> None:
+        """Ready To Transfer (11.8): answered at once with exactly what it asks for. StatSN does not advance."""
+        _, _, _, _, itt, ttt, _, exp_cmd_sn, max_cmd_sn, r2t_sn, offset, length = _unpack_target(bhs)
+        self.wire.window.update(exp_cmd_sn, max_cmd_sn)
+        task = self._tasks.get(itt)
+        if task is None or task.write_from is None:
+            raise ProtocolError(f"the target wants data for tag 0x{itt:x}, which writes nothing")
+        if ttt == pdu.RESERVED_TAG or not 0 < length <= self.negotiated.max_burst_length:
+            raise ProtocolError(f"the target wants a burst of {length} bytes where 1 to {self.negotiated.max_burst_length} were agreed")
+        # In order and never twice (DataSequenceInOrder=Yes): that also bounds what R2Ts can make us queue.
+        if r2t_sn != task.r2t_sn or offset != task.transferred or offset + length > task.length:
+            due = f"R2TSN {task.r2t_sn} at {task.transferred} of {task.length}"
+            raise ProtocolError(f"R2T out of order: R2TSN {r2t_sn} for bytes {offset}+{length}, where {due} was due")
+        task.r2t_sn = r2t_sn + 1
+        task.transferred = offset + length
+        self._data_out.burst(task, ttt, offset, length, self.wire.exp_stat_sn, self.wire.out)
+
+    def _nop_in(self, bhs: memoryview, data: memoryview) -> None:
+        self._exchanges.nop_in(bhs, data)
+
+    def _text_response(self, bhs: memoryview, data: memoryview) -> None:
+        self._exchanges.text_response(bhs, data)
+
+    def _logout_response(self, bhs: memoryview, data: memoryview) -> None:
+        self._exchanges.logout_response(bhs, data)
+
+    def _managed(self, bhs: memoryview, _data: memoryview) -> None:
+        """Task Management Function Response (11.6): what the function ended finishes first, then whoever asked is told."""
+        exchange = self._exchanges.managed(bhs)
+        if exchange is None:
+            return
+        for task in self._ended_by(exchange):
+            del self._tasks[task.itt]
+            task.error = RequestFailed("the command was aborted because it took too long")
+            task.finished()
+        exchange.done(exchange)
+
+    def _ended_by(self, exchange: Exchange) -> list[Task]:
+        if exchange.function == pdu.TaskManagement.ABORT_TASK:
+            task = exchange.reference
+            return [task] if task is not None and exchange.response in _ABORTED and self._tasks.get(task.itt) is task else []
+        if exchange.response != pdu.TaskManagementResponse.COMPLETE:
+            return []
+        return [task for task in self._tasks.values() if task.lun == exchange.lun or exchange.function in _RESETS]
+
+    def _async_message(self, bhs: memoryview, data: memoryview) -> None:
+        """Asynchronous Message (11.9): understood here, acted on by the owner."""
+        _, _, _, _, _, _, stat_sn, exp_cmd_sn, max_cmd_sn, word36, word40, _ = _unpack_target(bhs)
+        if not self.wire.status(stat_sn, exp_cmd_sn, max_cmd_sn):
+            return
+        event = word36 >> 24
+        sense = _sense(data) if event == pdu.AsyncEvent.SCSI_EVENT else b""
+        parameters = (word36 & 0xFFFF, word40 >> 16, word40 & 0xFFFF)
+        if self.on_async is not None:
+            self.on_async(AsyncMessage(event, word36 >> 16 & 0xFF, parameters, bytes(bhs[8:16]), sense))
+
+    def _reject(self, bhs: memoryview, data: memoryview) -> None:
+        """Reject (11.17): the header it quotes says whose request failed; a CmdSN the target has not taken is plugged (7.3)."""
+        _, reason, _, _, _, _, stat_sn, exp_cmd_sn, max_cmd_sn, _, _, _ = _unpack_target(bhs)
+        if not self.wire.status(stat_sn, exp_cmd_sn, max_cmd_sn):
+            return
+        if len(data) < pdu.BHS_LENGTH:
+            raise ProtocolError(f"the target rejected a PDU (reason 0x{reason:02x}) without quoting its header")
+        quoted = pdu.INITIATOR.unpack(data[: pdu.BHS_LENGTH])
+        opcode, itt, cmd_sn = quoted[0] & pdu.OPCODE_MASK, quoted[5], quoted[7]
+        error = RequestFailed(f"the target rejected a {pdu.NAMES.get(opcode, '?')} PDU (reason 0x{reason:02x})")
+        task = self._tasks.get(itt)
+        if self._exchanges.reject(itt, error) or task is None or opcode == pdu.DATA_OUT:
+            return  # A task whose Data-Out was rejected is answered with CHECK CONDITION of its own (7.3).
+        del self._tasks[itt]
+        if cmd_sn == self.wire.window.exp_cmd_sn:
+            self._exchanges.plug(cmd_sn)
+        task.error = error
+        task.finished()
+
+    def __repr__(self) -> str:
+        counts = f"tasks={len(self._tasks)} waiting={len(self._waiting)}"
+        return f"<Session {self.state.value} {counts} {self.wire.window!r} exp_stat_sn={self.wire.exp_stat_sn}>"
+
+
+def _settle(task: Task, flags: int, residual: int) -> None:
+    """Residuals (11.4.5). What really moved is believed before what the target says of it: a short answer must not pass as a whole one."""
+    if flags & _RESIDUAL == _RESIDUAL:
+        raise ProtocolError("a response claims residual overflow and underflow at once")
+    if flags & pdu.DATA_OVERFLOW:
+        task.residual = -residual
+    elif flags & pdu.DATA_UNDERFLOW:
+        task.residual = residual
+    if task.residual > task.length:
+        raise ProtocolError(f"a residual of {residual} bytes for a transfer of {task.length}")
+    missing = task.length - task.transferred
+    if missing > max(task.residual, 0):
+        task.residual = missing
+
+
+def _sense(data: memoryview) -> bytes:
+    """The sense bytes of a data segment: two bytes of length first, the segment perhaps shorter or padded (11.4.7)."""
+    return bytes(data[2 : 2 + int.from_bytes(data[:2], "big")])
+
+
+def _extended_cdb(rest: bytes) -> bytes:
+    """The additional header segment for CDB bytes beyond 16, in whole words; AHSLength counts a reserved byte (11.2.2.1, 11.2.2.4)."""
+    if not rest:
+        return b""
+    ahs = (len(rest) + 1).to_bytes(2, "big") + b"\1\0" + rest
+    return ahs.ljust(pdu.padded(len(ahs)), b"\0")
+
+
+_COMMON = {
+    pdu.NOP_IN: Session._nop_in,
+    pdu.ASYNC_MESSAGE: Session._async_message,
+    pdu.REJECT: Session._reject,
+    pdu.TEXT_RESPONSE: Session._text_response,
+}
+_FULL = {
+    **_COMMON,
+    pdu.DATA_IN: Session._data_in,
+    pdu.SCSI_RESPONSE: Session._scsi_response,
+    pdu.R2T: Session._r2t,
+    pdu.TASK_MANAGEMENT_RESPONSE: Session._managed,
+}
+_LOGOUT = {pdu.LOGOUT_RESPONSE: Session._logout_response}
+_HANDLERS: dict[tuple[str, State], dict[int, Callable[[Session, memoryview, memoryview], None]]] = {
+    ("normal", State.LOGGED_IN): _FULL,
+    ("normal", State.IN_LOGOUT): {**_FULL, **_LOGOUT},
+    ("normal", State.ENDED): {},
+    ("discovery", State.LOGGED_IN): _COMMON,
+    ("discovery", State.IN_LOGOUT): {**_COMMON, **_LOGOUT},
+    ("discovery", State.ENDED): {},
+}

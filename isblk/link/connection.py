@@ -1,0 +1,336 @@
+"""One TCP connection and the session it carries, on the plane: receive, flush, keep alive, abort what takes too long, log out (RFC 7143 4.2.1, 11.18).
+
+`submit`, `kick`, `ready` and everything they call are plain functions of the plane's contract; `watch`, `execute`, `text`, `logout` are trio's.
+A connection that fails is closed with a reset, so that nothing queued in the kernel can still reach the target, and all its tasks end with PathLost.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from isblk.errors import IsblkError, PathLost, ProtocolError, RequestFailed
+from isblk.iscsi import pdu
+from isblk.iscsi.framer import Framer
+from isblk.iscsi.login import Negotiated
+from isblk.iscsi.names import Portal
+from isblk.iscsi.session import Session
+from isblk.iscsi.task import AsyncMessage, Exchange, Task
+from isblk.iscsi.text import decode_pairs, encode_pairs
+from isblk.link.plane import WRITABLE, Plane
+
+PIECES = 1024
+"""Buffers one sendmsg takes (UIO_MAXIOV)."""
+RECEIVES = 16
+"""Receives of one turn, so that a fast target cannot keep the plane's other descriptors waiting."""
+SWEEP_SECONDS = 1.0
+"""How often deadlines are looked at: one sweeper for all tasks instead of a timer each."""
+
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Deadlines in seconds; the defaults are those administrators know from open-iscsi."""
+
+    login_timeout: float = 15
+    logout_timeout: float = 15
+    noop_interval: float = 5
+    noop_timeout: float = 5
+    task_timeout: float = 60
+    abort_timeout: float = 15
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a logical unit answered: SAM status, sense bytes, the data that came (cut to what was transferred), bytes that did not."""
+
+    status: int
+    sense: bytes
+    data: bytes
+    residual: int
+
+
+@dataclass
+class Traffic:
+    """Plain counters of one connection, in bytes and system calls."""
+
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    receives: int = 0
+    sends: int = 0
+
+
+class Connection:
+    """A logged-in connection. `closed` is set when it has ended, `error` then says why (None after a clean logout)."""
+
+    def __init__(self, plane: Plane, sock: socket.socket, framer: Framer, session: Session, portal: Portal, timing: Timing) -> None:
+        self.session = session
+        self.portal = portal
+        self.timing = timing
+        self.traffic = Traffic()
+        self.closed = trio.Event()
+        self.error: IsblkError | None = None
+        self.events: list[AsyncMessage] = []
+        self._plane = plane
+        self._socket = sock
+        self._framer = framer
+        self._unsent: Sequence[bytes | memoryview] = ()
+        self._position = 0
+        self._dirty = False
+        self._stuck = False
+        self._heard = 0
+        self._pinged: int | None = None
+        self._aborting: dict[Task, int] = {}
+        session.on_async = self._async
+        plane.register(sock.fileno(), self)
+
+    # ------------------------------------------------------------------ plain functions: the data path
+
+    @property
+    def negotiated(self) -> Negotiated:
+        """What the login agreed on."""
+        return self.session.negotiated
+
+    def submit(self, task: Task) -> None:
+        """Queue a task; `kick` sends."""
+        self.session.submit(task)
+
+    def kick(self) -> None:
+        """End of a batch: what was queued goes out with one sendmsg, at the end of the plane's batch when one is on."""
+        if not self._dirty and not self._stuck:
+            self._dirty = True
+            self._plane.at_batch_end(self, self._flush)
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call a plain function after some seconds (back-off of a busy logical unit)."""
+        self._plane.call_later(seconds, function)
+
+    def ready(self, events: int) -> None:
+        """The socket is readable, writable or broken."""
+        if events & WRITABLE and self._stuck:
+            self._flush()
+        if events & ~WRITABLE and not self.closed.is_set():
+            self._receive()
+        self.kick()
+
+    def broken(self, error: Exception) -> None:
+        """Something below or above failed while handling this connection."""
+        if isinstance(error, IsblkError):
+            self.fail(error)
+        elif isinstance(error, OSError):
+            self.fail(PathLost(f"the connection to {self.portal} broke: {error.strerror or error}"))
+        else:
+            self.fail(PathLost(f"isblk failed while serving {self.portal}: {error!r}; please report this"))
+            raise error
+
+    def fail(self, error: IsblkError) -> None:
+        """End the connection now with a reset; every open task finishes with PathLost. Harmless when it has ended."""
+        if self.closed.is_set():
+            return
+        if isinstance(error, ProtocolError):
+            error = PathLost(f"{self.portal} broke the protocol, so the session was dropped: {error}")
+        self.error = error
+        self._close()
+        self.session.fail(error)
+
+    def _close(self) -> None:
+        self._plane.unregister(self._socket.fileno())
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        self._socket.close()
+        self._unsent = ()
+        self.closed.set()
+
+    def _receive(self) -> None:
+        """Drain the socket, bounded. A receive that does not fill its buffer has drained it: the call that would say so is saved."""
+        framer, receive_into, traffic = self._framer, self._socket.recv_into, self.traffic
+        for _ in range(RECEIVES):
+            buffer = framer.receive_buffer()
+            try:
+                count = receive_into(buffer)
+            except BlockingIOError:
+                break
+            if not count:
+                self.fail(PathLost(f"{self.portal} closed the connection"))
+                return
+            traffic.bytes_received += count
+            traffic.receives += 1
+            framer.received(count)
+            if count < len(buffer) or self.closed.is_set():
+                break
+        self._heard = self.session.epoch
+
+    def _flush(self) -> None:
+        """Send everything queued, one sendmsg for up to PIECES buffers; the rest waits for the socket to be writable."""
+        self._dirty = False
+        while not self.closed.is_set():
+            if self._position >= len(self._unsent):
+                self._unsent = self.session.outgoing()
+                self._position = 0
+                if not self._unsent:
+                    break
+            try:
+                sent = self._socket.sendmsg(self._unsent[self._position : self._position + PIECES] if len(self._unsent) > PIECES else self._unsent)
+            except BlockingIOError:
+                self._watch_writable(True)
+                return
+            self.traffic.bytes_sent += sent
+            self.traffic.sends += 1
+            self._drop(sent)
+        if self._stuck and not self.closed.is_set():
+            self._watch_writable(False)
+
+    def _drop(self, sent: int) -> None:
+        """Step over `sent` bytes of the queue, which may end within a buffer."""
+        unsent = self._unsent
+        if len(unsent) <= PIECES and sent == sum(map(len, unsent)):
+            self._unsent = ()
+            self._position = 0
+            return
+        position = self._position
+        while sent and sent >= len(unsent[position]):
+            sent -= len(unsent[position])
+            position += 1
+        if sent:
+            rest = list(unsent[position:])
+            rest[0] = memoryview(rest[0])[sent:]
+            self._unsent, position = rest, 0
+        self._position = position
+
+    def _watch_writable(self, stuck: bool) -> None:
+        if stuck is not self._stuck:
+            self._stuck = stuck
+            self._plane.watch(self._socket.fileno(), reading=True, writing=stuck)
+
+    def _async(self, message: AsyncMessage) -> None:
+        """Acting on these beyond ending the session cleanly is the keeper's: it will log in again."""
+        self.events.append(message)
+        del self.events[:-16]
+        if message.event in (pdu.AsyncEvent.CONNECTION_DROPPED, pdu.AsyncEvent.ALL_CONNECTIONS_DROPPED):
+            self.fail(PathLost(f"{self.portal} announced that it drops the session"))
+        elif message.event in (pdu.AsyncEvent.LOGOUT_REQUESTED, pdu.AsyncEvent.NEGOTIATION_REQUESTED):
+            self._plane.start_soon(self._leave, f"{self.portal} asked for a logout")
+
+    # ------------------------------------------------------------------ trio: control
+
+    async def execute(self, lun: bytes, cdb: bytes, read_length: int = 0, write: bytes = b"") -> Completion:
+        """One command with at most 16 MiB of data, waited for. Raises PathLost, RequestFailed.
+
+        A cancelled wait leaves the command running; its memory belongs to it, so nothing dangles.
+        """
+        buffer = bytearray(read_length)
+        finished = trio.Event()
+        task = Task(
+            lun, cdb, memoryview(buffer) if read_length else None, memoryview(write) if write else None, lambda _task: finished.set()
+        )
+        self.submit(task)
+        self.kick()
+        await finished.wait()
+        if task.error is not None:
+            raise task.error
+        return Completion(task.status, task.sense, bytes(buffer[: task.transferred]) if read_length else b"", task.residual)
+
+    async def text(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """A Text Request and its whole answer, however many PDUs it takes. Raises PathLost, ProtocolError."""
+        exchange = await self._ask(lambda done: self.session.text(encode_pairs(pairs), done))
+        assert exchange.text is not None
+        return decode_pairs(exchange.text)
+
+    async def manage(self, function: pdu.TaskManagement, *, task: Task | None = None, lun: bytes = bytes(8)) -> int:
+        """A task management function; returns the response code of RFC 7143 11.6.1. Raises PathLost."""
+        exchange = await self._ask(lambda done: self.session.manage(function, done, task=task, lun=lun))
+        return exchange.response
+
+    async def ping(self) -> None:
+        """NOP-Out and its answer. Raises PathLost."""
+        await self._ask(self.session.ping)
+
+    async def logout(self) -> None:
+        """Log out and close, within `logout_timeout`; never raises for a peer that does not play along: the connection is closed then."""
+        if self.closed.is_set():
+            return
+        with trio.move_on_after(self.timing.logout_timeout, shield=True):
+            try:
+                await self._ask(self.session.logout)
+            except IsblkError:
+                return
+            self._close()
+            self.session.fail(PathLost(f"the session to {self.portal} has been logged out"))
+            return
+        self.fail(PathLost(f"{self.portal} did not answer the logout within {self.timing.logout_timeout:g} s"))
+
+    async def watch(self) -> None:
+        """Keep alive and keep deadlines until the connection ends: NOP-Out after silence, ABORT TASK for what takes too long."""
+        while not self.closed.is_set():
+            with trio.move_on_after(SWEEP_SECONDS):
+                await self.closed.wait()
+            if not self.closed.is_set():
+                self.session.epoch += 1
+                self._sweep_silence()
+                self._sweep_tasks()
+                self.kick()
+
+    async def _leave(self, why: str) -> None:
+        await self.logout()
+        self.error = self.error or PathLost(why)
+
+    async def _ask(self, send: Callable[[Callable[[Exchange], None]], None]) -> Exchange:
+        finished = trio.Event()
+        answers: list[Exchange] = []
+
+        def done(exchange: Exchange) -> None:
+            answers.append(exchange)
+            finished.set()
+
+        send(done)
+        self.kick()
+        await finished.wait()
+        error = answers[0].error
+        if error is not None:
+            raise error
+        return answers[0]
+
+    def _sweep_silence(self) -> None:
+        """A NOP-Out when nothing was heard for `noop_interval`; the end when nothing was heard for `noop_timeout` after it."""
+        now = self.session.epoch
+        if self._pinged is not None:
+            if self._heard >= self._pinged:
+                self._pinged = None
+            elif (now - self._pinged) * SWEEP_SECONDS >= self.timing.noop_timeout:
+                self.fail(PathLost(f"{self.portal} has been silent for {(now - self._heard) * SWEEP_SECONDS:g} s, pings included"))
+        elif self.timing.noop_interval and (now - self._heard) * SWEEP_SECONDS >= self.timing.noop_interval:
+            self._pinged = now
+            self.session.ping(_ignore)
+
+    def _sweep_tasks(self) -> None:
+        """ABORT TASK for a task older than `task_timeout`; the session ends when that is not answered, or refused, in `abort_timeout`."""
+        now = self.session.epoch
+        for task, since in list(self._aborting.items()):
+            if (now - since) * SWEEP_SECONDS >= self.timing.abort_timeout:
+                self.fail(PathLost(f"{self.portal} did not end a command that was aborted {self.timing.abort_timeout:g} s ago"))
+                return
+        for task in self.session.tasks():
+            if (now - task.epoch) * SWEEP_SECONDS < self.timing.task_timeout:
+                break
+            if task not in self._aborting:
+                self._aborting[task] = now
+                self.session.manage(pdu.TaskManagement.ABORT_TASK, lambda exchange, task=task: self._aborted(task, exchange), task=task)
+
+    def _aborted(self, task: Task, exchange: Exchange) -> None:
+        gone = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)
+        if exchange.error is None and exchange.response in gone:
+            self._aborting.pop(task, None)
+        elif not isinstance(exchange.error, PathLost):
+            reason = exchange.error or RequestFailed(f"response {exchange.response}")
+            self.fail(PathLost(f"{self.portal} refused to abort a command that takes too long ({reason})"))
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.portal} {self.session!r} {'closed' if self.closed.is_set() else 'open'}>"
+
+
+def _ignore(_exchange: Exchange) -> None:
+    """The answer is heard by the receive path already."""

@@ -1,0 +1,187 @@
+"""The data plane: one nested epoll, plain handlers, bounded bursts inside one trio task.
+
+Theory of operation. A trio task per socket costs a wake-up of about 20 us per batch; so one task waits until the plane's own epoll is readable and then,
+for a bounded burst, polls it and calls plain functions. Measured, that is what lets Python keep up with C.
+
+The contract:
+* One thread. Handlers, and everything they call (the session, the devices, a request's `done`), are plain functions and never await.
+* State of a session is touched by handlers, by other plain functions called between two checkpoints of trio, and by nobody else. No locks.
+* A handler that raises ends what it stands for, by its own `broken(error)`, and never its neighbours or the plane.
+* What should happen once per batch (one sendmsg for everything a batch caused) is asked for by `at_batch_end`, within a burst or outside it.
+* A burst ends when a poll finds nothing, or after BURST_SECONDS: then trio runs, so that timers, signals and control are late by no more than that
+  plus one handler's own bound.
+* A front end that waits in trio's own loop (pyfuse3) must not be kept waiting by a poll: while `impatient` is held, polls do not block.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from time import monotonic
+from typing import Protocol
+
+import trio
+
+BURST_SECONDS = 0.005
+"""How long a burst may keep trio from running."""
+PATIENCE_SECONDS = 0.0005
+"""How long a poll within a burst waits for the next event: shorter than a trio wake-up is worth, and longer than a target on the same machine takes."""
+
+READABLE = select.EPOLLIN | select.EPOLLRDHUP
+WRITABLE = select.EPOLLOUT
+
+_log = logging.getLogger(__name__)
+
+
+class Handler(Protocol):
+    """What a descriptor on the plane stands for."""
+
+    def ready(self, events: int) -> None:
+        """Events of epoll have come; bounded work, no await."""
+
+    def broken(self, error: Exception) -> None:
+        """`ready` or the batch's end raised: end what this stands for."""
+
+
+class Plane:
+    """The plane; `run` is its one task."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._batch: list[tuple[Handler, Callable[[], None]]] = []
+        self._in_burst = False
+        self._impatient = 0
+        self._nursery: trio.Nursery | None = None
+        self.bursts = 0
+        self.polls = 0
+
+    def register(self, descriptor: int, handler: Handler) -> None:
+        """Call `handler.ready` when the descriptor is readable, until `unregister`."""
+        self._handlers[descriptor] = handler
+        self._epoll.register(descriptor, READABLE)
+
+    def watch(self, descriptor: int, *, reading: bool, writing: bool) -> None:
+        """Choose what the descriptor is watched for; writability only while a send is stuck, else the plane would spin."""
+        self._epoll.modify(descriptor, (READABLE if reading else 0) | (WRITABLE if writing else 0))
+
+    def unregister(self, descriptor: int) -> None:
+        """Forget a descriptor; harmless when it is not there."""
+        if self._handlers.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def at_batch_end(self, handler: Handler, function: Callable[[], None]) -> None:
+        """Call `function` once the handlers of this poll have run, or now when no burst is on; an exception goes to `handler.broken`."""
+        if self._in_burst:
+            self._batch.append((handler, function))
+        else:
+            self._guard(handler, function)
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call a plain function after some seconds, by trio's clock; dropped when the plane has ended by then."""
+        if self._nursery is None:
+            raise AssertionError("the plane is not running")
+        self._nursery.start_soon(self._later, seconds, function)
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run an async function beside the plane: what a handler wants done that must await."""
+        if self._nursery is None:
+            raise AssertionError("the plane is not running")
+        self._nursery.start_soon(function, *arguments)
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """While held, polls do not block: a front end waits in trio's own loop."""
+        self._impatient += 1
+        try:
+            yield
+        finally:
+            self._impatient -= 1
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    self._burst()
+            finally:
+                self._nursery = None
+
+    def close(self) -> None:
+        """Release the epoll; after `run` has ended."""
+        self._epoll.close()
+
+    async def _later(self, seconds: float, function: Callable[[], None]) -> None:
+        await trio.sleep(seconds)
+        try:
+            function()
+        except Exception:
+            _log.exception("a delayed call failed")
+
+    def _burst(self) -> None:
+        """Poll and handle until nothing comes or the time is used up."""
+        end = monotonic() + BURST_SECONDS
+        patience = 0.0
+        self.bursts += 1
+        while events := self._epoll.poll(patience):
+            self.polls += 1
+            self._in_burst = True
+            for descriptor, mask in events:
+                self._handle(descriptor, mask)
+            while self._batch:
+                batch, self._batch = self._batch, []
+                for handler, function in batch:
+                    self._guard(handler, function)
+            self._in_burst = False
+            if monotonic() >= end:
+                return
+            patience = 0.0 if self._impatient else PATIENCE_SECONDS
+
+    def _handle(self, descriptor: int, mask: int) -> None:
+        handler = self._handlers.get(descriptor)
+        if handler is None:  # An earlier handler of the same poll has taken it away.
+            return
+        try:
+            handler.ready(mask)
+        except Exception as error:
+            self._break(handler, error)
+
+    def _guard(self, handler: Handler, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except Exception as error:
+            self._break(handler, error)
+
+    def _break(self, handler: Handler, error: Exception) -> None:
+        try:
+            handler.broken(error)
+        except Exception:
+            _log.exception("ending a broken handler failed")
+
+
+@asynccontextmanager
+async def running_plane() -> AsyncIterator[Plane]:
+    """A plane with its task, for the length of a block; an exception of the block comes out as itself, not in a group."""
+    plane = Plane()
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(plane.run)
+            yield plane
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise _single(group) from None
+    finally:
+        plane.close()
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception in a group of groups, or the group when there are several."""
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    return inner

@@ -1,0 +1,457 @@
+"""fuse.py on real mounts: memory disks served by a process of their own, and the tools people point at such a file."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+
+from isblk.block.request import Geometry, Op, Request
+from isblk.errors import ExitCode, PathLost, UsageError
+from isblk.export.files import ROOT, Owner, Volume
+from isblk.export.fuse import BufferPool, FuseExport, MountOptions
+from isblk.export.mountpoint import is_mounted, prepare, unmount
+from support.fusedaemon import Plan, mounted, start
+from support.mounts import Mounts
+
+MIB = 1 << 20
+pytestmark = pytest.mark.usefixtures("fuse")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    return str(tmp_path / "lun0")
+
+
+@contextmanager
+def opened(path: Path | str, flags: int, dies: bool = False) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        with suppress(OSError) if dies else nullcontext():
+            os.close(descriptor)
+
+
+def run(*command: str | Path, code: int = 0) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, env={**os.environ, "LC_ALL": "C"})
+    assert done.returncode == code, (command, done.stdout, done.stderr)
+    return done.stdout + done.stderr
+
+
+def aligned(fill: bytes, length: int) -> mmap.mmap:
+    """A buffer whose address O_DIRECT takes."""
+    buffer = mmap.mmap(-1, length)
+    buffer[:] = fill * length
+    return buffer
+
+
+# ------------------------------------------------------------------------------------------------------------------- as a file
+
+
+def test_a_disk_is_a_regular_file_at_the_path_itself(place: str) -> None:
+    with mounted(Plan(place, {0: 10 * MIB})) as mount:
+        shown = os.stat(place)
+        assert oct(shown.st_mode) == "0o100600"
+        assert (shown.st_size, shown.st_blocks, shown.st_ino, shown.st_uid) == (10 * MIB, 10 * MIB // 512, ROOT, os.geteuid())
+        assert os.statvfs(place).f_bfree == 0
+        assert os.statvfs(place).f_blocks == 10 * MIB // 4096
+        line = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if place in line)
+        assert " fuse.isblk iqn.2026-11.test:disk/0 " in line
+        mount.unmount()
+        assert not Path(place).exists()
+
+
+def test_several_disks_are_files_of_a_directory(tmp_path: Path) -> None:
+    place = tmp_path / "disks"
+    with mounted(Plan(str(place), {0: MIB, 3: 2 * MIB, 300: 3 * MIB}, directory=True)) as mount:
+        assert {path.name: path.stat().st_size for path in place.iterdir()} == {"lun0": MIB, "lun3": 2 * MIB, "lun300": 3 * MIB}
+        (place / "lun3").open("r+b").close()
+        with opened(place / "lun300", os.O_RDWR) as descriptor:
+            os.pwrite(descriptor, b"three hundred", 5)
+            assert os.pread(descriptor, 20, 0) == b"\0" * 5 + b"three hundred" + b"\0\0"
+        with pytest.raises(OSError, check=lambda error: error.errno in (errno.ENOSYS, errno.EPERM, errno.EACCES)):
+            (place / "new").touch()
+        with pytest.raises(FileNotFoundError):
+            (place / "lun1").stat()
+        seen = mount.unmount()["disks"]
+    assert [seen[lun]["WRITE"] for lun in ("0", "3", "300")] == [0, 0, 1]
+
+
+def test_mkfs_and_fsck_work_on_the_file(place: str) -> None:
+    with mounted(Plan(place, {0: 32 * MIB})) as mount:
+        run("mkfs.ext4", "-q", place)
+        run("e2fsck", "-fn", place)
+        assert mount.unmount()["disks"]["0"]["FLUSH"] > 0
+
+
+def test_mkfs_xfs_works_on_the_file(place: str) -> None:
+    with mounted(Plan(place, {0: 320 * MIB})) as mount:
+        run("mkfs.xfs", "-q", "-f", place)
+        run("xfs_repair", "-n", "-f", place)
+        mount.unmount()
+
+
+def test_loop_mounting_works(place: str, tmp_path: Path, root: None) -> None:
+    with mounted(Plan(place, {0: 32 * MIB})) as mount, Mounts(tmp_path) as mounts:
+        run("mkfs.ext4", "-q", place)
+        mounts.loop_mount(Path(place), tmp_path / "tree")
+        (tmp_path / "tree" / "file").write_bytes(b"words" * 100_000)
+        mounts.unmount(tmp_path / "tree")
+        mounts.loop_mount(Path(place), tmp_path / "tree", "ro")
+        assert (tmp_path / "tree" / "file").read_bytes() == b"words" * 100_000
+        mounts.unmount(tmp_path / "tree")
+        mount.unmount()
+
+
+def test_fio_reads_back_what_it_wrote(place: str, tmp_path: Path) -> None:
+    with mounted(Plan(place, {0: 16 * MIB}, delay=0.0001)) as mount:
+        job = ["--name=t", f"--filename={place}", "--rw=randrw", "--bsrange=512-256k", "--bs_unaligned=0", "--size=8m", "--ioengine=libaio"]
+        run("fio", *job, "--direct=1", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", f"--aux-path={tmp_path}")
+        assert mount.unmount()["disks"]["0"]["most_at_once"] > 4
+
+
+def test_dd_and_cp_onto_the_file_work_as_onto_a_disk(place: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(3 * MIB))
+    with mounted(Plan(place, {0: 8 * MIB})) as mount:
+        run("dd", f"if={image}", f"of={place}", "bs=1M", "oflag=direct")
+        assert Path(place).read_bytes()[: 3 * MIB] == image.read_bytes()
+        run("cp", "/dev/null", place)
+        assert os.stat(place).st_size == 8 * MIB
+        run("cp", image, place)
+        run("cp", place, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == image.read_bytes() + bytes(5 * MIB)
+        assert "No space left" in run("dd", "if=/dev/zero", f"of={place}", "bs=3M", "conv=notrunc", code=1)
+        mount.unmount()
+
+
+def test_qemu_img_converts_onto_the_file(place: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(2 * MIB))
+    with mounted(Plan(place, {0: 4 * MIB})) as mount:
+        run("qemu-img", "convert", "-n", "-t", "none", "-f", "raw", "-O", "raw", image, place)
+        run("qemu-img", "compare", "-f", "raw", "-F", "raw", place, image)
+        mount.unmount()
+
+
+def test_another_size_is_refused_and_the_same_is_not(place: str) -> None:
+    with mounted(Plan(place, {0: 4 * MIB})) as mount:
+        os.truncate(place, 4 * MIB)
+        for size in (0, 4 * MIB - 512, 4 * MIB + 512):
+            with pytest.raises(OSError, check=lambda error: error.errno == errno.EINVAL):
+                os.truncate(place, size)
+        assert os.stat(place).st_size == 4 * MIB
+        assert mount.unmount()["disks"]["0"]["WRITE"] == 0
+
+
+def test_opening_with_truncation_keeps_size_and_data(place: str) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        with opened(place, os.O_WRONLY) as descriptor:
+            os.pwrite(descriptor, b"kept", 4096)
+        with opened(place, os.O_RDWR | os.O_TRUNC) as descriptor:
+            assert os.fstat(descriptor).st_size == MIB
+            assert os.lseek(descriptor, 0, os.SEEK_END) == MIB
+            assert os.pread(descriptor, 4, 4096) == b"kept"
+        mount.unmount()
+
+
+def test_mode_and_owner_stay_and_times_do_not_matter(place: str) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        os.utime(place, (0, 0))
+        os.chmod(place, 0o600)
+        os.chown(place, os.geteuid(), os.getegid())
+        for change in (lambda: os.chmod(place, 0o644), lambda: os.chown(place, 12345, -1)):
+            with pytest.raises(PermissionError):
+                change()
+        assert os.stat(place).st_mode & 0o7777 == 0o600
+        mount.unmount()
+
+
+# ------------------------------------------------------------------------------------------------------------------------ data
+
+
+def test_requests_carry_up_to_a_mebibyte(place: str) -> None:
+    with mounted(Plan(place, {0: 8 * MIB})) as mount:
+        with opened(place, os.O_RDWR | os.O_DIRECT) as descriptor, closing(aligned(b"x", 4 * MIB)) as buffer:
+            assert os.pwritev(descriptor, [buffer], MIB) == 4 * MIB
+            assert os.preadv(descriptor, [buffer], MIB) == 4 * MIB
+        seen = mount.unmount()
+    assert (seen["disks"]["0"]["largest"], seen["disks"]["0"]["READ"], seen["disks"]["0"]["WRITE"]) == (MIB, 4, 4)
+    assert (seen["counters"]["bytes_read"], seen["counters"]["bytes_written"], seen["counters"]["in_flight"]) == (4 * MIB, 4 * MIB, 0)
+
+
+def test_readers_of_one_file_run_in_parallel(place: str) -> None:
+    with mounted(Plan(place, {0: 8 * MIB}, delay=0.1)) as mount:
+        with opened(place, os.O_RDONLY) as descriptor, ThreadPoolExecutor(8) as threads:
+            parts = list(threads.map(lambda part: len(os.pread(descriptor, MIB, part * MIB)), range(8)))
+        assert parts == [MIB] * 8
+        assert mount.unmount()["disks"]["0"]["most_at_once"] == 8
+
+
+def test_bytes_come_back_from_any_offset(place: str) -> None:
+    content = os.urandom(300_000)
+    with mounted(Plan(place, {0: MIB})) as mount:
+        with opened(place, os.O_RDWR) as descriptor:
+            assert os.pwrite(descriptor, content, 4093) == len(content)
+            for offset, length in ((4093, 1), (4094, 4097), (4093, len(content)), (150_001, 131_073)):
+                assert os.pread(descriptor, length, offset) == content[offset - 4093 :][:length]
+        mount.unmount()
+
+
+def test_the_end_of_the_disk_is_the_end_of_the_file(place: str) -> None:
+    with mounted(Plan(place, {0: 4096 + 512})) as mount:
+        with opened(place, os.O_RDWR) as descriptor:
+            assert os.pwrite(descriptor, b"x" * 1024, 4096) == 512
+            with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):
+                os.pwrite(descriptor, b"x", 4096 + 512)
+            assert os.pread(descriptor, 4096, 4096) == b"x" * 512
+            assert os.pread(descriptor, 4096, 4096 + 512) == b""
+        mount.unmount()
+
+
+def test_the_file_can_be_mapped_for_reading(place: str) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        with opened(place, os.O_RDWR) as descriptor:
+            os.pwrite(descriptor, b"mapped", 70_000)
+            with mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as view:
+                assert view[70_000:70_006] == b"mapped"
+        mount.unmount()
+
+
+@pytest.mark.parametrize("sync", [os.fsync, os.fdatasync])
+def test_fsync_is_one_flush_and_close_is_none(place: str, sync: Callable[[int], None]) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        with opened(place, os.O_RDWR) as descriptor:
+            os.pwrite(descriptor, b"x", 0)
+            sync(descriptor)
+        seen = mount.unmount()["disks"]["0"]
+    assert (seen["WRITE"], seen["FLUSH"], seen["FUA"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "flag, plan, expected",
+    [
+        (os.O_SYNC, {}, {"FUA": 1, "FLUSH": 0}),
+        (os.O_DSYNC, {}, {"FUA": 1, "FLUSH": 0}),
+        (os.O_DSYNC | os.O_DIRECT, {}, {"FUA": 1, "FLUSH": 0}),
+        (os.O_DSYNC, {"can_fua": False}, {"FUA": 0, "FLUSH": 1}),
+        (os.O_DSYNC, {"write_cache": False}, {"FUA": 0, "FLUSH": 0}),
+        (0, {}, {"FUA": 0, "FLUSH": 0}),
+    ],
+)
+def test_a_write_through_a_synchronous_handle_is_durable(place: str, flag: int, plan: dict[str, Any], expected: dict[str, int]) -> None:
+    with mounted(Plan(place, {0: MIB}, **plan)) as mount:
+        with opened(place, os.O_RDWR | flag) as descriptor, closing(aligned(b"x", 4096)) as buffer:
+            os.pwritev(descriptor, [buffer], 0)
+        seen = mount.unmount()["disks"]["0"]
+    assert {name: seen[name] for name in expected} == expected
+
+
+def test_errors_arrive_with_their_errno_and_harm_nobody_else(place: str) -> None:
+    with mounted(Plan(place, {0: MIB}, fail_from=65536)) as mount:
+        with opened(place, os.O_RDWR) as descriptor:
+            for attempt in (lambda: os.pread(descriptor, 4096, 65536), lambda: os.pwrite(descriptor, b"x" * 4096, 65536)):
+                with pytest.raises(OSError, check=lambda error: error.errno == errno.EIO):
+                    attempt()
+            assert os.pread(descriptor, 4096, 0) == bytes(4096)
+        assert mount.unmount()["counters"]["errors"] == 2
+
+
+# -------------------------------------------------------------------------------------------------------------- rights and ends
+
+
+@pytest.mark.parametrize("plan", [{"read_only": True}, {"read_only_disk": True}])
+def test_a_read_only_disk_cannot_be_written(place: str, plan: dict[str, Any]) -> None:
+    with mounted(Plan(place, {0: MIB}, **plan)) as mount:
+        assert os.stat(place).st_mode & 0o7777 == 0o400
+        assert Path(place).read_bytes() == bytes(MIB)
+        with pytest.raises(OSError, check=lambda error: error.errno == errno.EROFS):
+            os.open(place, os.O_RDWR)
+        mount.unmount()
+
+
+def test_umount_ends_the_daemon(place: str, root: None) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        run("umount", place)
+        mount.finish()
+        assert not Path(place).exists()
+
+
+def test_fusermount3_ends_the_daemon(place: str) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        run("fusermount3", "-u", place)
+        mount.finish()
+        assert not Path(place).exists()
+
+
+def test_sigterm_unmounts_and_ends_the_daemon(place: str) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        mount.process.send_signal(signal.SIGTERM)
+        mount.finish()
+        assert not is_mounted(Path(place))
+        assert not Path(place).exists()
+
+
+def test_sigterm_answers_what_was_begun_even_while_the_file_is_open(place: str) -> None:
+    with mounted(Plan(place, {0: MIB}, delay=0.5)) as mount, opened(place, os.O_RDWR, dies=True) as descriptor:
+        with ThreadPoolExecutor(1) as threads:
+            write = threads.submit(os.pwrite, descriptor, b"x" * 4096, 0)
+            mount.process.send_signal(signal.SIGTERM)
+            assert write.result(timeout=20) == 4096
+        assert mount.finish()["disks"]["0"]["WRITE"] == 1
+        with pytest.raises(OSError, check=lambda error: error.errno in (errno.ENOTCONN, errno.ECONNABORTED)):
+            os.pread(descriptor, 4096, 0)
+
+
+def test_unmounting_an_open_file_is_refused_as_busy(place: str) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        with opened(place, os.O_RDONLY), pytest.raises(UsageError, match="in use"):
+            unmount(place)
+        mount.unmount()
+
+
+def test_a_dead_mount_is_named_with_its_remedy_and_can_be_cleared(place: str) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        mount.process.kill()
+        mount.process.wait()
+        with pytest.raises(OSError, check=lambda error: error.errno in (errno.ENOTCONN, errno.ECONNABORTED)):
+            os.stat(place)
+        with pytest.raises(UsageError, match="fusermount3 -u"):
+            prepare(place, directory=False)
+        unmount(place)
+        with mounted(Plan(place, {0: MIB})) as again:
+            again.unmount()
+
+
+def test_a_second_mount_at_the_same_place_is_refused(place: str) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        second = start(Plan(place, {0: MIB}))
+        _, words = second.communicate(timeout=30)
+        assert second.returncode == ExitCode.USAGE
+        assert "mountpoint already" in words
+        assert len(words.splitlines()) == 1
+        mount.unmount()
+
+
+def test_a_mount_the_kernel_refuses_leaves_nothing_behind(tmp_path: Path, root: None) -> None:
+    """An ordinary user who may not open /dev/fuse for want of a set-user-id fusermount3: no_new_privs takes that away."""
+    with tempfile.TemporaryDirectory() as home:
+        os.chown(home, 65534, 65534)
+        process = start(Plan(f"{home}/lun0", {0: MIB}), user="nobody", privileges=False)
+        _, words = process.communicate(timeout=30)
+        assert process.returncode == ExitCode.USAGE
+        assert len(words.splitlines()) == 1
+        assert os.listdir(home) == []
+
+
+def test_an_ordinary_user_mounts_and_unmounts(fuse_for_users: None) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        os.chown(home, 65534, 65534)
+        with mounted(Plan(f"{home}/lun0", {0: 8 * MIB}), user="nobody") as mount:
+            as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+            run(*as_user, "mkfs.ext4", "-q", mount.path)
+            assert run(*as_user, "stat", "-c", "%U %a %s", mount.path) == f"nobody 600 {8 * MIB}\n"
+            with pytest.raises(PermissionError):
+                os.stat(mount.path)  # even root stays out without allow_other
+            run(*as_user, "fusermount3", "-u", mount.path)
+            mount.finish()
+        assert os.listdir(home) == []
+
+
+def test_allow_other_lets_root_into_a_users_mount(fuse_for_users: None, root: None) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        os.chown(home, 65534, 65534)
+        with mounted(Plan(f"{home}/lun0", {0: MIB}, allow_other=True)) as mount:
+            assert mount.path.stat().st_size == MIB
+            assert "allow_other" in next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if home in line)
+            mount.unmount()
+
+
+# ---------------------------------------------------------------------------------------------------------------- without a mount
+
+
+class SlowDisk:
+    """Keeps requests until told to finish them."""
+
+    def __init__(self) -> None:
+        self.geometry = Geometry(MIB, 512, 512)
+        self.held: list[Request] = []
+        self.kicks = 0
+
+    def submit(self, request: Request) -> None:
+        self.held.append(request)
+
+    def kick(self) -> None:
+        self.kicks += 1
+
+
+async def test_a_cancelled_read_waits_for_its_buffer() -> None:
+    disk = SlowDisk()
+    export = FuseExport(Volume.of_file(disk, Owner(0, 0, 0)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(export.read, ROOT << 1, 0, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await trio.testing.wait_all_tasks_blocked()
+        assert export.counters.in_flight == 1
+        disk.held[0].finish()
+    assert (export.counters.in_flight, disk.kicks) == (0, 1)
+
+
+async def test_a_lost_path_ends_every_request_with_its_errno() -> None:
+    disk = SlowDisk()
+    export = FuseExport(Volume.of_file(disk, Owner(0, 0, 0)))
+    failed: list[int] = []
+
+    async def attempt(work: Callable[[], Any]) -> None:
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await work()
+        failed.append(caught.value.errno)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attempt, lambda: export.read(ROOT << 1, 0, 4096))
+        nursery.start_soon(attempt, lambda: export.write(ROOT << 1, 0, b"x"))
+        nursery.start_soon(attempt, lambda: export.fsync(ROOT << 1, False))
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(request.op for request in disk.held) == [Op.READ, Op.WRITE, Op.FLUSH]
+        for request in disk.held:
+            request.finish(PathLost("the connection ended"))
+    assert failed == [errno.EIO] * 3
+    assert export.counters.errors == 3
+
+
+def test_the_root_has_the_protocols_inode_number() -> None:
+    assert pyfuse3.ROOT_INODE == ROOT
+
+
+def test_the_source_survives_libfuses_option_parser() -> None:
+    assert "fsname=iqn.2026-11.x:a_b_c/0" in MountOptions("iqn.2026-11.x:a,b\u00fcc/0").for_libfuse()
+    assert {"ro", "allow_other", "default_permissions"} <= MountOptions("x", read_only=True, allow_other=True).for_libfuse()
+
+
+def test_buffers_are_reused_and_bounded() -> None:
+    pool = BufferPool()
+    first = pool.take(4000)
+    pool.give(first)
+    assert pool.take(100) is first
+    assert len(pool.take(MIB + 1)) == MIB + 1
+    many = [pool.take(MIB) for _ in range(100)]
+    for buffer in many:
+        pool.give(buffer)
+    kept = {id(pool.take(MIB)) for _ in range(100)} & {id(buffer) for buffer in many}
+    assert 0 < len(kept) < 20

@@ -1,0 +1,136 @@
+"""mountpoint.py: each mountpoint that cannot be used ends in one sentence with its remedy, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from isblk.errors import ExitCode, UsageError
+from isblk.export import mountpoint
+from isblk.export.mountpoint import check_machine, device_number, is_mounted, prepare, unmount
+
+pytestmark = pytest.mark.usefixtures("fuse")
+
+
+def refusal(path: Path, directory: bool = False) -> str:
+    with pytest.raises(UsageError) as caught:
+        prepare(path, directory)
+    assert caught.value.exit_code is ExitCode.USAGE
+    return str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_made_and_removed_again(tmp_path: Path) -> None:
+    point = prepare(tmp_path / "lun0", directory=False)
+    assert point.path.stat().st_mode & 0o777 == 0o600
+    point.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_not_there_is_made_and_removed_again(tmp_path: Path) -> None:
+    point = prepare(tmp_path / "disks", directory=True)
+    assert point.path.stat().st_mode & 0o777 == 0o700
+    point.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_before_stays(tmp_path: Path) -> None:
+    (tmp_path / "lun0").touch()
+    point = prepare(tmp_path / "lun0", directory=False)
+    assert not point.made
+    point.remove()
+    assert (tmp_path / "lun0").exists()
+
+
+def test_what_was_put_there_since_stays(tmp_path: Path) -> None:
+    file, directory = prepare(tmp_path / "lun0", directory=False), prepare(tmp_path / "disks", directory=True)
+    file.path.write_text("mine")
+    (directory.path / "mine").touch()
+    file.remove()
+    directory.remove()
+    assert file.path.read_text() == "mine"
+    assert (directory.path / "mine").exists()
+
+
+def test_removing_twice_is_no_error(tmp_path: Path) -> None:
+    point = prepare(tmp_path / "lun0", directory=False)
+    point.remove()
+    point.remove()
+
+
+def test_a_link_to_a_file_mounts_on_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    assert prepare(tmp_path / "link", directory=False).path == (tmp_path / "file").resolve()
+
+
+def test_each_unusable_mountpoint_has_its_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        assert "neither a file nor a directory" in refusal(tmp_path / "socket")
+    assert f"{tmp_path / 'no'} is not there" in refusal(tmp_path / "no" / "lun0")
+    assert "below a file" in refusal(tmp_path / "file" / "lun0")
+    assert "symbolic link to nowhere" in refusal(tmp_path / "dangling")
+    assert "is a directory" in refusal(tmp_path / "dir")
+    assert "is not a directory" in refusal(tmp_path / "file", directory=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "dir", "dangling", "socket"}
+
+
+def test_a_mountpoint_in_use_is_refused() -> None:
+    assert "mountpoint already" in refusal(Path("/proc"), directory=True)
+
+
+def test_mounts_are_known_without_touching_them() -> None:
+    assert is_mounted(Path("/proc"))
+    assert device_number(Path("/proc")) == (os.major(os.stat("/proc").st_dev), os.minor(os.stat("/proc").st_dev))
+    assert not is_mounted(Path("/proc/self"))
+
+
+def test_names_with_blanks_are_unescaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_bytes(b"42 27 0:39 / /mnt/a\\040b\\134c rw - fuse.isblk x rw\n43 27 0:40 / /mnt/a\\040b\\134c rw - fuse.isblk x rw\n")
+    monkeypatch.setattr(mountpoint, "MOUNTINFO", table)
+    assert device_number(Path("/mnt/a b\\c")) == (0, 40)
+    assert device_number(Path("/mnt/a")) is None
+
+
+def test_unmounting_what_is_not_mounted_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing is mounted at"):
+        unmount(tmp_path / "lun0")
+
+
+def test_a_machine_without_fuse_is_told_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mountpoint, "FUSE_DEVICE", tmp_path / "fuse")
+    for uid in (0, 1000):
+        with pytest.raises(UsageError, match="modprobe fuse"):
+            check_machine(allow_other=False, uid=uid)
+
+
+def test_an_ordinary_user_needs_fusermount3_and_root_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check_machine(allow_other=True, uid=0)
+    with pytest.raises(UsageError, match="package fuse3"):
+        check_machine(allow_other=False, uid=1000)
+
+
+@pytest.mark.parametrize("text, allowed", [("# user_allow_other\n", False), ("user_allow_other\n", True), (None, False)])
+def test_allow_other_needs_the_administrators_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, allowed: bool) -> None:
+    (tmp_path / "fusermount3").write_text("#!/bin/sh\n")
+    (tmp_path / "fusermount3").chmod(0o755)
+    (tmp_path / "fuse").touch()
+    if text is not None:
+        (tmp_path / "fuse.conf").write_text(text)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(mountpoint, "FUSE_DEVICE", tmp_path / "fuse")
+    monkeypatch.setattr(mountpoint, "FUSE_CONF", tmp_path / "fuse.conf")
+    check_machine(allow_other=False, uid=1000)
+    if allowed:
+        check_machine(allow_other=True, uid=1000)
+    else:
+        with pytest.raises(UsageError, match="user_allow_other"):
+            check_machine(allow_other=True, uid=1000)

@@ -1,0 +1,58 @@
+"""LIO, the target of the Linux kernel, as a foreign peer in a virtual machine (interop/lio/vm); this machine's own kernel is left alone."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.waiting import free_port, until
+
+VM = Path(__file__).parents[1] / "interop" / "lio" / "vm"
+BOOT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Lio:
+    """What the machine offers. Each target has the same two disks, LUN 0 (512 MiB, 512-byte blocks) and LUN 1 (256 MiB, 4096-byte blocks),
+    both with a volatile write cache, UNMAP and WRITE SAME. It reports its portals as 10.0.2.15, which only it can reach.
+    """
+
+    portals: tuple[str, str]  # of portal groups 1 and 2 (ALUA target port groups 0 and 16); only `open` has the second
+    open: str = "iqn.2026-11.test.isblk.lio:open"
+    chap: str = "iqn.2026-11.test.isblk.lio:chap"
+    mutual: str = "iqn.2026-11.test.isblk.lio:mutual"
+    user: str = "initiator"
+    secret: str = "what-the-initiator-knows"
+    mutual_user: str = "target"
+    mutual_secret: str = "what-the-target-knows"
+
+    def words(self) -> list[str]:
+        """Kernel command line for interop/lio/init."""
+        ours = [f"chap_user={self.user}", f"chap_secret={self.secret}"]
+        return [*ours, f"mutual_user={self.mutual_user}", f"mutual_secret={self.mutual_secret}"]
+
+
+@contextmanager
+def boot_lio(home: Path) -> Iterator[Lio]:
+    """Boot the machine, wait until LIO is set up, end it by its process id; AssertionError with its console when it does not come up."""
+    ports = free_port(), free_port()
+    lio = Lio((f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"))
+    console = home / "console"
+    with console.open("wb") as log:
+        argv = [str(VM), str(home), *map(str, ports), *lio.words()]
+        machine = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+    def up() -> bool:
+        said = console.read_text(errors="replace")
+        assert machine.poll() is None, f"the LIO machine ended: {said[-3000:]}"
+        return "LIO-READY" in said
+
+    try:
+        until(up, f"LIO to come up, see {console}", BOOT_SECONDS)
+        yield lio
+    finally:
+        machine.kill()
+        machine.wait()
