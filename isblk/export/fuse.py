@@ -1,9 +1,9 @@
-"""The FUSE engine: the kernel's requests through pyfuse3 to files.Volume for what is asked of names, to Devices for what is asked of data.
+"""The FUSE engine: the kernel's requests through pyfuse3, to files.Volume what is asked of names, to Devices what is asked of data.
 
-Theory of operation. pyfuse3 runs a pool of trio tasks; one at a time waits for /dev/fuse, takes one request and handles it to its end. A data
-request becomes one block Request, and the task sleeps in `wait_task_rescheduled` until `done` reschedules it: no Event, no cancel scope, no
-lock. The sleep cannot be cancelled, because the device has the buffer until the request is finished; whoever ends the devices ends it
-(with PathLost), so nothing hangs.
+Theory of operation. pyfuse3 runs a pool of trio tasks; one at a time waits for /dev/fuse, takes one request and handles it to its end.
+A data request becomes one block Request, and the task sleeps in `wait_task_rescheduled` until `done` reschedules it: no Event, no cancel
+scope, no lock. The sleep cannot be cancelled, because the device has the buffer until the request is finished; whoever ends the devices
+ends it (with PathLost), so nothing hangs.
 
 Between two checkpoints this code is atomic: a buffer is put back into the pool before it is returned, since pyfuse3 writes it to the kernel
 before any other task can run. An `await` added after `_pool.give` would break that.
@@ -12,8 +12,12 @@ Files are opened with FOPEN_DIRECT_IO: no page cache, so requests of up to 1 MiB
 and another initiator's writes are seen. MAP_SHARED works where the kernel allows it (6.6 and later with FUSE_DIRECT_IO_ALLOW_MMAP, which
 pyfuse3 does not ask for); MAP_PRIVATE always does.
 
-Extended attributes and access(2) answer ENOSYS, and so does the flush at close(2): the kernel then stops asking, which spares one round trip
-for each write (it looks for security.capability) and each close.
+Durability: with FOPEN_DIRECT_IO the kernel sends no FSYNC behind a write through a handle opened O_SYNC or O_DSYNC (seen on Linux 6.18);
+the server has to see to it, so such a handle writes with FUA. A single write with RWF_DSYNC (pwritev2) carries its wish only in the flags
+of FUSE_WRITE, which pyfuse3 does not hand on: whoever uses that must fsync as well. A known limit of this engine.
+
+Extended attributes and access(2) answer ENOSYS, and so does the flush at close(2): the kernel then stops asking. That spares a round trip
+for each close and for each write (before which it looks for security.capability).
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT
 
 from isblk.block.request import Device, Op, Request
 from isblk.errors import IsblkError, UsageError
+from isblk.export.buffers import BufferPool, keep_memory
 from isblk.export.files import Attributes, Volume
 from isblk.export.mountpoint import Mountpoint, device_number, unmount
 
@@ -44,7 +49,7 @@ TASKS = 64
 """Requests of one mount in flight at most: with the largest of 1 MiB each this bounds the memory (back-pressure: /dev/fuse is not read)."""
 
 IDLE_TASKS = 8
-"""Tasks kept waiting. Fewer means starting one for each request of a burst; each holds a receive buffer of 1 MiB once it took a large write."""
+"""Tasks kept waiting. Fewer means starting one for each request of a burst; each holds a receive buffer of up to 1 MiB."""
 
 KERNEL_BACKGROUND = 64
 """Asynchronous requests the kernel may have outstanding; its default of 12 would hold libaio and io_uring below the iodepth asked for."""
@@ -104,31 +109,7 @@ def _keep_waiting(_raise_cancel: object) -> trio.lowlevel.Abort:
     return trio.lowlevel.Abort.FAILED
 
 
-class BufferPool:
-    """Read buffers, reused: a fresh bytearray(1 MiB) would cost its clearing and 256 page faults for each read."""
-
-    CLASSES = (4096, 131072, 1048576)
-    KEPT = (32, 16, 8)
-
-    def __init__(self) -> None:
-        self._free: tuple[list[memoryview], ...] = ([], [], [])
-
-    def take(self, length: int) -> memoryview:
-        """A buffer of at least `length` bytes, with rubbish in it."""
-        for size, free in zip(self.CLASSES, self._free, strict=True):
-            if length <= size:
-                return free.pop() if free else memoryview(bytearray(size))
-        return memoryview(bytearray(length))
-
-    def give(self, buffer: memoryview) -> None:
-        """Take a buffer back; those beyond the number kept are freed, so that a burst does not hold its memory for ever."""
-        for size, kept, free in zip(self.CLASSES, self.KEPT, self._free, strict=True):
-            if len(buffer) == size and len(free) < kept:
-                free.append(buffer)
-                return
-
-
-class FuseExport(pyfuse3.Operations):  # type: ignore[misc]
+class FuseExport(pyfuse3.Operations):
     """One mounted volume. Errors of files and devices leave as FUSEError with their errno."""
 
     supports_dot_lookup = False
@@ -149,7 +130,7 @@ class FuseExport(pyfuse3.Operations):  # type: ignore[misc]
     # Data. A file handle is the inode number shifted left by one, with bit 0 set when the file was opened O_SYNC or O_DSYNC.
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """O_TRUNC is ignored (files.py says why). The kernel itself thinks the file empty until it asks for the size again, which it does."""
+        """O_TRUNC is ignored (files.py says why); the kernel thinks the file empty until it asks for the size again, which it does."""
         try:
             self._volume.check_open(inode, flags)
         except IsblkError as error:
@@ -322,6 +303,7 @@ async def serve(
     per process: pyfuse3 keeps its session in globals. Raises UsageError when the kernel or fusermount3 refuses the mount.
     """
     export = FuseExport(volume, counters)
+    keep_memory()
     _mount(export, mountpoint, options)
     number = device_number(mountpoint.path)
     try:

@@ -67,7 +67,7 @@ def check_machine(allow_other: bool, uid: int | None = None) -> None:
     """Raise UsageError where FUSE cannot work for `uid` (default: the effective one) on this machine."""
     uid = os.geteuid() if uid is None else uid
     if not FUSE_DEVICE.exists():
-        raise UsageError(f"{FUSE_DEVICE} is not there; load the module (modprobe fuse), or give the container the device (--device /dev/fuse)")
+        raise UsageError(f"{FUSE_DEVICE} is not there; load the module (modprobe fuse) or give the container the device (--device)")
     if uid == 0:
         return
     if shutil.which("fusermount3") is None:
@@ -177,7 +177,7 @@ def _check_kind(path: Path, found: os.stat_result, directory: bool) -> None:
     elif not stat.S_ISREG(found.st_mode):
         raise UsageError(f"{path} is neither a file nor a directory; name another path")
     if not os.access(path, os.W_OK):
-        raise UsageError(f"{path} is not writable for this user, and fusermount3 mounts only on what is; change its mode or name another path")
+        raise UsageError(f"{path} is not writable for this user, as a mountpoint must be; change its mode or name another path")
 
 
 def _make(path: Path, directory: bool) -> None:

@@ -86,10 +86,8 @@ class Session:
 
     def outgoing(self) -> list[bytes | memoryview]:
         """What must be sent now, in wire order: headers, and views of the tasks' own data. Ask again only when all of it was sent."""
-        out = self.wire.out
-        if out:
-            self.wire.out = []
-            self._exchanges.sent()
+        out, self.wire.out = self.wire.out, []
+        self._exchanges.sent()
         return out
 
     def fail(self, error: IsblkError) -> None:
@@ -381,21 +379,22 @@ def _extended_cdb(rest: bytes) -> bytes:
     return ahs.ljust(pdu.padded(len(ahs)), b"\0")
 
 
-_COMMON = {
+_Handler = Callable[[Session, memoryview, memoryview], None]
+_COMMON: dict[int, _Handler] = {
     pdu.NOP_IN: Session._nop_in,
     pdu.ASYNC_MESSAGE: Session._async_message,
     pdu.REJECT: Session._reject,
     pdu.TEXT_RESPONSE: Session._text_response,
 }
-_FULL = {
+_FULL: dict[int, _Handler] = {
     **_COMMON,
     pdu.DATA_IN: Session._data_in,
     pdu.SCSI_RESPONSE: Session._scsi_response,
     pdu.R2T: Session._r2t,
     pdu.TASK_MANAGEMENT_RESPONSE: Session._managed,
 }
-_LOGOUT = {pdu.LOGOUT_RESPONSE: Session._logout_response}
-_HANDLERS: dict[tuple[str, State], dict[int, Callable[[Session, memoryview, memoryview], None]]] = {
+_LOGOUT: dict[int, _Handler] = {pdu.LOGOUT_RESPONSE: Session._logout_response}
+_HANDLERS: dict[tuple[str, State], dict[int, _Handler]] = {
     ("normal", State.LOGGED_IN): _FULL,
     ("normal", State.IN_LOGOUT): {**_FULL, **_LOGOUT},
     ("normal", State.ENDED): {},

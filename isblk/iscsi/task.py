@@ -51,6 +51,7 @@ class Task:
         self.done = done
         self.length = len(read_into) if read_into is not None else len(write_from) if write_from is not None else 0
         self.itt = -1
+        self.cmd_sn = 0
         self.epoch = 0
         self.data_sn = 0
         self.r2t_sn = 0

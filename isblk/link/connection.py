@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -88,6 +89,7 @@ class Connection:
         self._aborting: dict[Task, int] = {}
         session.on_async = self._async
         plane.register(sock.fileno(), self)
+        self.kick()
 
     # ------------------------------------------------------------------ plain functions: the data path
 
@@ -134,16 +136,19 @@ class Connection:
             return
         if isinstance(error, ProtocolError):
             error = PathLost(f"{self.portal} broke the protocol, so the session was dropped: {error}")
-        self.error = error
-        self._close()
-        self.session.fail(error)
-
-    def _close(self) -> None:
-        self._plane.unregister(self._socket.fileno())
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        self._end(error)
+
+    def _end(self, error: IsblkError) -> None:
+        """Close the socket and let everything still open end with `error`; nothing to do when the target was quicker to close."""
+        if self.closed.is_set():
+            return
+        self.error = error
+        self._plane.unregister(self._socket.fileno())
         self._socket.close()
         self._unsent = ()
         self.closed.set()
+        self.session.fail(error)
 
     def _receive(self) -> None:
         """Drain the socket, bounded. A receive that does not fill its buffer has drained it: the call that would say so is saved."""
@@ -258,8 +263,8 @@ class Connection:
                 await self._ask(self.session.logout)
             except IsblkError:
                 return
-            self._close()
-            self.session.fail(PathLost(f"the session to {self.portal} has been logged out"))
+            self._end(PathLost(f"the session to {self.portal} has been logged out"))
+            self.error = None
             return
         self.fail(PathLost(f"{self.portal} did not answer the logout within {self.timing.logout_timeout:g} s"))
 
@@ -318,7 +323,7 @@ class Connection:
                 break
             if task not in self._aborting:
                 self._aborting[task] = now
-                self.session.manage(pdu.TaskManagement.ABORT_TASK, lambda exchange, task=task: self._aborted(task, exchange), task=task)
+                self.session.manage(pdu.TaskManagement.ABORT_TASK, partial(self._aborted, task), task=task)
 
     def _aborted(self, task: Task, exchange: Exchange) -> None:
         gone = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)

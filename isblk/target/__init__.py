@@ -12,6 +12,8 @@
     login.py    PURE. The target's side of the login conversation (RFC 7143 6 and 12)
     sessions.py PURE. The sessions of a target: reinstatement, the command window, counts (RFC 7143 6.3.5, 4.2.2.1)
     tasks.py    PURE. One SCSI command on the wire: R2Ts, Data-Out, Data-In, status (RFC 7143 4.2.4, 11.3-11.8)
+    texts.py    PURE. Text Requests: SendTargets (RFC 7143 6.4, appendix C)
+    management.py PURE. Task management functions (RFC 7143 4.2.3, 11.5)
     core.py     PURE. One connection: PDUs in, PDUs out (RFC 7143 11)
     server.py   trio listeners: several portals, several portal groups, one identity
 

@@ -62,6 +62,10 @@ class Login:
         self._session_type = NORMAL
         self._chap: Chap | None = None
 
+    @property
+    def started(self) -> bool:
+        return self._requests > 0
+
     def request(self, bhs: memoryview, data: memoryview) -> tuple[bytes, bytes]:
         """The response to one Login Request. Never raises for what the network brought."""
         try:
@@ -162,15 +166,10 @@ class Login:
         if self._session_type == NORMAL:
             self._check_target(keys.get("TargetName", ""))
         else:
-            self.negotiation = self._restarted(Negotiation(self._node.config.offer, discovery=True))
+            self.negotiation.discovery = True
         session_id, _, cid = self._fixed_fields()
         self._nexus = Nexus(name, session_id[:6], self._portal.tpgt)
         self._check_session(int.from_bytes(session_id[6:], "big"), cid)
-
-    def _restarted(self, negotiation: Negotiation) -> Negotiation:
-        """The negotiation of a discovery session, with what was declared before its type was known."""
-        negotiation.agreed.initiator_max_recv_data_segment_length = self.negotiation.agreed.initiator_max_recv_data_segment_length
-        return negotiation
 
     def _check_target(self, name: str) -> None:
         if not name:

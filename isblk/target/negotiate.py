@@ -72,10 +72,7 @@ _BOOLEANS = {
     "DataSequenceInOrder": _Boolean("data_sequence_in_order", is_or=True),
 }
 _DIGESTS = {"HeaderDigest": "header_digest", "DataDigest": "data_digest"}
-_NOT_IN_DISCOVERY = frozenset(
-    "MaxConnections InitialR2T ImmediateData MaxBurstLength FirstBurstLength MaxOutstandingR2T DataPDUInOrder DataSequenceInOrder "
-    "TaskReporting".split()
-)
+_NOT_IN_DISCOVERY = frozenset({*_BOOLEANS, "MaxConnections", "MaxBurstLength", "FirstBurstLength", "MaxOutstandingR2T", "TaskReporting"})
 _MARKERS = {"OFMarker": "No", "IFMarker": "No", "OFMarkInt": "Reject", "IFMarkInt": "Reject"}
 KEYS = frozenset((*_NUMBERS, *_BOOLEANS, *_DIGESTS, *_MARKERS, "TaskReporting", "iSCSIProtocolLevel"))
 """What belongs into the operational stage and nowhere else; MaxRecvDataSegmentLength may come in any."""
@@ -84,10 +81,10 @@ KEYS = frozenset((*_NUMBERS, *_BOOLEANS, *_DIGESTS, *_MARKERS, "TaskReporting", 
 class Negotiation:
     """The operational negotiation of one login. Bad proposals raise ProtocolError."""
 
-    def __init__(self, offer: Offer, discovery: bool = False) -> None:
+    def __init__(self, offer: Offer) -> None:
         self.agreed = Agreed()
         self._offer = offer
-        self._discovery = discovery
+        self.discovery = False
         self._settled: set[str] = set()
         self._proposed: dict[str, str] = {}
         self._declared = False
@@ -112,7 +109,7 @@ class Negotiation:
             return []
         pairs = []
         for key in (*_DIGESTS, *_NUMBERS, *_BOOLEANS):
-            if key not in self._settled and not (self._discovery and key in _NOT_IN_DISCOVERY) and not self._irrelevant(key):
+            if key not in self._settled and not (self.discovery and key in _NOT_IN_DISCOVERY) and not self._irrelevant(key):
                 self._proposed[key] = self._own_value(key)
                 pairs.append((key, self._proposed[key]))
         return pairs
@@ -120,6 +117,7 @@ class Negotiation:
     def answer(self, pairs: list[Pair]) -> list[Pair]:
         """Take one request's pairs of operational keys; the answers. FirstBurstLength is judged last: others decide whether it matters."""
         answers = []
+        pending = set(self._proposed)
         for key, value in sorted(pairs, key=lambda pair: pair[0] == "FirstBurstLength"):
             if key in self._proposed:
                 self._take_answer(key, value)
@@ -130,6 +128,7 @@ class Negotiation:
             if value in _ANSWERS:
                 raise ProtocolError(f"the initiator proposed the reserved word {value} for {key} (6.2)")
             answers.append((key, self._decide(key, value)))
+        self._settle_unanswered(pending & set(self._proposed))
         return answers
 
     def declare(self, value: str) -> None:
@@ -148,7 +147,7 @@ class Negotiation:
                 raise ProtocolError(f"no {key} that both sides accept")
 
     def _decide(self, key: str, value: str) -> str:
-        if self._discovery and key in _NOT_IN_DISCOVERY:
+        if self.discovery and key in _NOT_IN_DISCOVERY:
             return "Irrelevant"
         if key in _MARKERS:
             return _MARKERS[key]
@@ -183,6 +182,8 @@ class Negotiation:
         if not rule.low <= proposed <= rule.high:
             return "Reject"
         result = rule.choose(proposed, getattr(self._offer, rule.field))
+        if rule.field == "first_burst_length":
+            result = min(result, self.agreed.max_burst_length)
         setattr(self.agreed, rule.field, result)
         return str(result)
 
@@ -195,6 +196,16 @@ class Negotiation:
         name = _BOOLEANS[key].field if key in _BOOLEANS else _NUMBERS[key].field
         value = getattr(self._offer, name)
         return ("Yes" if value else "No") if key in _BOOLEANS else str(value)
+
+    def _settle_unanswered(self, keys: set[str]) -> None:
+        """Only a boolean whose proposal already decides the result may stay without an answer (6.2.2)."""
+        for key in sorted(keys):
+            rule = _BOOLEANS.get(key)
+            if rule is None or (self._proposed[key] == "Yes") != rule.is_or:
+                raise ProtocolError(f"the initiator left our proposal of {key} unanswered (6.2)")
+            del self._proposed[key]
+            self._settled.add(key)
+            setattr(self.agreed, rule.field, rule.is_or)
 
     def _take_answer(self, key: str, value: str) -> None:
         """The initiator's answer to what we proposed: it must be one that the rule allows (6.2.1, 6.2.2)."""

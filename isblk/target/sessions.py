@@ -63,7 +63,8 @@ class Session:
 
 
 class Node:
-    """What all connections of a target share. `hold` is for tests: asked with (LUN bytes, CDB), True keeps the command until `release`."""
+    """What all connections of a target share. `hold` is for tests: asked with (LUN bytes, CDB), True keeps the command until
+    `release`. `trace` is called with "<" or ">" and one line for each PDU. `addresses` is where the portals listen, in their order."""
 
     def __init__(self, config: TargetConfig, units: LogicalUnits | None = None) -> None:
         self.config = config
@@ -74,6 +75,7 @@ class Node:
         self.hold: Callable[[bytes, bytes], bool] | None = None
         self.held: list[Callable[[], None]] = []
         self.logins = 0
+        self.trace: Callable[[str, str], None] | None = None
         self._next_tsih = 0
 
     def find(self, tsih: int) -> Session | None:

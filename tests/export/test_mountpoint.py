@@ -119,7 +119,9 @@ def test_an_ordinary_user_needs_fusermount3_and_root_does_not(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("text, allowed", [("# user_allow_other\n", False), ("user_allow_other\n", True), (None, False)])
-def test_allow_other_needs_the_administrators_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, allowed: bool) -> None:
+def test_allow_other_needs_the_administrators_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, allowed: bool
+) -> None:
     (tmp_path / "fusermount3").write_text("#!/bin/sh\n")
     (tmp_path / "fusermount3").chmod(0o755)
     (tmp_path / "fuse").touch()

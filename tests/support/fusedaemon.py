@@ -53,9 +53,7 @@ class MemoryDisk:
 
     def __init__(self, size: int, plan: Plan) -> None:
         self.data = bytearray(size)
-        self.geometry = Geometry(
-            size, 512, 4096, read_only=plan.read_only_disk, write_cache=plan.write_cache, can_fua=plan.can_fua
-        )
+        self.geometry = Geometry(size, 512, 4096, read_only=plan.read_only_disk, write_cache=plan.write_cache, can_fua=plan.can_fua)
         self.seen = {"READ": 0, "WRITE": 0, "FLUSH": 0, "FUA": 0, "largest": 0, "at_once": 0, "most_at_once": 0}
         self.nursery: trio.Nursery | None = None
         self._plan = plan

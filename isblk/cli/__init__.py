@@ -1,0 +1,56 @@
+"""The command line: one module a command, found by name and imported only when it is used, so that `isblk --help` answers at once."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from isblk import __version__
+
+COMMANDS = {
+    "discover": "List the targets that a portal offers.",
+    "ls": "List the logical units of a target.",
+    "mount": "Show a logical unit as a local file.",
+    "umount": "Unmount, write back and log out.",
+    "status": "Show what runs: sessions, devices, counters.",
+    "perf": "Measure a logical unit.",
+    "target": "Run the embedded iSCSI target.",
+}
+"""Every command with its line in `isblk --help`; the module of a command is `isblk.cli.NAME`, the function in it `command`."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order a newcomer needs them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module; None for a word that is no command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"isblk.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="isblk")
+def main() -> None:
+    """An iSCSI initiator in user space: shows logical units as local files, without a kernel module.
+
+    \b
+    isblk discover 10.0.0.5
+    isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks ./lun0
+    mkfs.ext4 ./lun0
+    isblk umount ./lun0
+
+    Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 not found, 4 login refused, 5 unreachable, 6 I/O error, 130 interrupted.
+    """

@@ -1,0 +1,76 @@
+"""The options that several commands share, and what they are made into: portals, names, credentials, how to log in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+DIGESTS = {
+    "none": ("none", "none"),
+    "allow": ("allow", "allow"),
+    "prefer": ("prefer", "prefer"),
+    "header": ("crc32c", "none"),
+    "data": ("none", "crc32c"),
+    "both": ("crc32c", "crc32c"),
+}
+"""`--digest` to the preferences for the header digest and the data digest."""
+
+_UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, such as 4096, 4k, 1M or 10GiB (powers of 1024)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """To bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a size; it looks like 4096, 4k, 1M or 10GiB", param, ctx)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as '4k' or '10GiB'. Raises ValueError."""
+    letters = text.strip().upper().removesuffix("IB").removesuffix("B") if not text.strip().isdigit() else text.strip()
+    unit = letters[-1:] if letters[-1:].isalpha() else ""
+    digits = letters[: len(letters) - len(unit)]
+    if unit not in _UNITS or not digits.isdecimal() or not digits.isascii():
+        raise ValueError(text)
+    return int(digits) * _UNITS[unit]
+
+
+def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+session_options = _stacked(
+    click.option("-p", "--portal", "portals", multiple=True, metavar="HOST[:PORT]", help="Where the target listens; repeat it for more portals."),
+    click.option("--user", metavar="NAME", help="CHAP name to log in with; the secret comes from --secret-file or $ISBLK_SECRET."),
+    click.option("--secret-file", metavar="FILE", help="File (mode 0600) whose first line is our CHAP secret."),
+    click.option("--target-user", metavar="NAME", help="CHAP name that the target must prove to be (mutual CHAP)."),
+    click.option("--target-secret-file", metavar="FILE", help="File with the target's secret; or $ISBLK_TARGET_SECRET."),
+    click.option("--chap-algorithms", metavar="LIST", help="CHAP algorithms offered, strongest first: sha3-256,sha256,sha1,md5."),
+    click.option("--no-md5-retry", is_flag=True, help="Never retry a refused CHAP login with MD5 alone."),
+    click.option("--digest", type=click.Choice(list(DIGESTS)), default="allow", show_default=True, help="CRC32C digests: what is asked for."),
+    click.option("--initiator-name", metavar="NAME", help="Our iSCSI name, instead of the configured one."),
+    click.option("--login-timeout", type=click.FloatRange(0.1, 3600), default=15, show_default=True, metavar="S", help="Seconds for a login."),
+    click.option("-v", "--verbose", count=True, help="Say what happens; twice: everything."),
+    click.option("--trace", is_flag=True, help="Print every PDU as one line (never its payload)."),
+)
+"""How to reach a target and who to be; every command that logs in has them."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
+lun_option = click.option("--lun", type=click.IntRange(0, 2**64 - 1), metavar="N", help="The logical unit; not needed when there is one disk.")

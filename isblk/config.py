@@ -1,0 +1,122 @@
+"""What a command was told, checked and made into how to log in: target, portals, secrets from files or the environment."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from isblk.errors import UsageError
+from isblk.iscsi.chap import STRONGEST_FIRST, Algorithm, Credentials, check_directions
+from isblk.iscsi.names import Isid, Portal, normalize_name, parse_target_url
+from isblk.link.connection import Timing
+from isblk.link.opening import Access
+
+SECRET_VARIABLE = "ISBLK_SECRET"
+TARGET_SECRET_VARIABLE = "ISBLK_TARGET_SECRET"
+SECRET_FILE_LIMIT = 4096
+"""Bytes of a secret file read."""
+
+ALGORITHMS = {"md5": Algorithm.MD5, "sha1": Algorithm.SHA1, "sha256": Algorithm.SHA256, "sha3-256": Algorithm.SHA3_256}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What TARGET on a command line says, with the portals of -p."""
+
+    name: str
+    portals: tuple[Portal, ...]
+    lun: int | None = None
+    user: str | None = None
+
+
+@dataclass(frozen=True)
+class LoginOptions:
+    """The session options of a command line, as they were given."""
+
+    user: str | None = None
+    secret_file: str | None = None
+    target_user: str | None = None
+    target_secret_file: str | None = None
+    chap_algorithms: str | None = None
+    no_md5_retry: bool = False
+    digests: tuple[str, str] = ("allow", "allow")
+    login_timeout: float = 15
+
+
+def parse_target(text: str, portals: Sequence[str]) -> Target:
+    """TARGET as a name or a URL, and where it is. Raises UsageError with the remedy."""
+    given = tuple(Portal.parse(portal) for portal in portals)
+    if "://" in text:
+        url = parse_target_url(text)
+        return Target(url.name, given or (url.portal,), url.lun, url.user)
+    name = normalize_name(text)
+    if not given:
+        raise UsageError(f"no portal for {name}: say where it listens with -p HOST[:PORT], or write iscsi://HOST[:PORT]/{name}")
+    return Target(name, given)
+
+
+def make_access(
+    initiator_name: str,
+    isid: Isid,
+    options: LoginOptions,
+    *,
+    user: str | None = None,
+    trace: Callable[[str, str], None] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Access:
+    """How to log in; `user` is the one of a URL. Raises UsageError for secrets that are missing, too short, equal or readable by others."""
+    ours = _credentials(options.user or user, options.secret_file, SECRET_VARIABLE, "--secret-file", environment)
+    theirs = _credentials(options.target_user, options.target_secret_file, TARGET_SECRET_VARIABLE, "--target-secret-file", environment)
+    check_directions(ours, theirs)
+    return Access(
+        initiator_name=initiator_name,
+        isid=isid,
+        credentials=ours,
+        target_credentials=theirs,
+        algorithms=_algorithms(options.chap_algorithms),
+        md5_retry=not options.no_md5_retry,
+        header_digest=options.digests[0],
+        data_digest=options.digests[1],
+        timing=Timing(login_timeout=options.login_timeout),
+        trace=trace,
+    )
+
+
+def _credentials(user: str | None, path: str | None, variable: str, option: str, environment: Mapping[str, str]) -> Credentials | None:
+    if user is None:
+        if path is not None:
+            raise UsageError(f"{option} gives a secret but no name goes with it: give the user too")
+        return None
+    if path is not None:
+        return Credentials(user, read_secret(Path(path)))
+    if variable in environment:
+        return Credentials(user, environment[variable].encode())
+    raise UsageError(f"no secret for the CHAP user {user}: put it into a file of mode 0600 and give {option} FILE, or set ${variable}")
+
+
+def read_secret(path: Path) -> bytes:
+    """The first line of a secret file that nobody else can read. Raises UsageError."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            line = file.read(SECRET_FILE_LIMIT).split(b"\n", 1)[0].rstrip(b"\r")
+    except OSError as error:
+        raise UsageError(f"the secret file {path} cannot be read: {error.strerror}") from error
+    if stat.S_ISREG(mode) and mode & 0o077:
+        raise UsageError(f"others can read the secret file {path} (mode {mode & 0o777:04o}): chmod 600 it")
+    if not line:
+        raise UsageError(f"the secret file {path} has nothing on its first line")
+    return line
+
+
+def _algorithms(text: str | None) -> tuple[Algorithm, ...]:
+    if text is None:
+        return STRONGEST_FIRST
+    names = [name.strip().lower() for name in text.split(",")]
+    unknown = [name for name in names if name not in ALGORITHMS]
+    if unknown or len(set(names)) != len(names):
+        raise UsageError(f"not a list of CHAP algorithms: {text!r}; it is made of {', '.join(ALGORITHMS)}")
+    return tuple(ALGORITHMS[name] for name in names)

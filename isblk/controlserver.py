@@ -1,0 +1,144 @@
+"""The control socket as the daemon serves it: who may ask (SO_PEERCRED), how much and how long (control.py has the messages).
+
+Nothing here can disturb the data path: one connection's fault ends that connection, their number and time are bounded, and `status` is
+called between two of the daemon's own steps, so it sees its state whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from isblk.control import CREDENTIALS, MESSAGE_LIMIT, REQUEST_LIMIT, address, decode, encode, socket_path
+from isblk.errors import IsblkError, ProtocolError, UsageError
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 16
+"""Connections served at once; those behind them wait in the backlog."""
+
+IDLE_DEADLINE = 10.0
+"""Seconds for a request to come whole, and for an answer to be taken."""
+
+
+async def serve(
+    directory: Path,
+    status: Callable[[], dict[str, Any]],
+    stop: Callable[[], None],
+    task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Listen in `directory` (state.make_directory has made it) until cancelled; reports the socket's path, and removes it at the end.
+
+    `status` returns what JSON can hold; `stop` only asks for the end and returns. Raises UsageError when the socket cannot be made.
+    """
+    path = socket_path(directory)
+    listener = _listen(path)
+    free = trio.Semaphore(CONNECTIONS)
+    try:
+        with trio.socket.from_stdlib_socket(listener) as accepting:
+            async with trio.open_nursery() as nursery:
+                task_status.started(path)
+                while True:
+                    await free.acquire()
+                    connection, _ = await accepting.accept()
+                    nursery.start_soon(_serve_one, connection, status, stop, free)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket that appears under its name only when it listens, so that a client may take one that refuses for a dead one's."""
+    draft = path.with_name(f".{path.name}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        draft.unlink(missing_ok=True)
+        with address(draft) as name:
+            listener.bind(name)
+        draft.chmod(0o600)
+        listener.listen(CONNECTIONS)
+        draft.rename(path)
+    except OSError as error:
+        listener.close()
+        draft.unlink(missing_ok=True)
+        raise UsageError(f"the control socket {path} cannot be made: {error.strerror or error}") from None
+    return listener
+
+
+def peer_may_ask(connection: trio.socket.SocketType) -> bool:
+    """Whether the other end is this user or root: the modes say the same, but a socket can be handed on, and directories be changed."""
+    _pid, uid, _gid = CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+    return uid in (0, os.geteuid())
+
+
+async def _serve_one(
+    connection: trio.socket.SocketType, status: Callable[[], dict[str, Any]], stop: Callable[[], None], free: trio.Semaphore
+) -> None:
+    stream = trio.SocketStream(connection)
+    try:
+        async with stream:
+            if not peer_may_ask(connection):
+                await _send(stream, _error("only root and the user who started it may ask this daemon"))
+                return
+            await _converse(stream, status, stop)
+    except (ProtocolError, trio.BrokenResourceError, trio.TooSlowError) as error:
+        log.debug("a control connection ended: %s", error)
+    finally:
+        free.release()
+
+
+async def _converse(stream: trio.SocketStream, status: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> None:
+    buffer = bytearray()
+    while True:
+        with trio.fail_after(IDLE_DEADLINE):
+            line = await _next_line(stream, buffer)
+        if line is None:
+            return
+        await _send(stream, _answer(line, status, stop))
+
+
+def _answer(line: bytes, status: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> bytes:
+    """The line that answers a request. A bug in what `status` calls is logged and answered: it must not end the daemon."""
+    try:
+        request = decode(line).get("request")
+        if request == "status":
+            answer = encode({"answer": {"pid": os.getpid(), **status()}})
+            return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
+        if request == "stop":
+            stop()
+            return encode({"answer": {"pid": os.getpid()}})
+        return _error(f"there is no request {str(request)[:40]!r}; there are status and stop")
+    except IsblkError as error:
+        return _error(str(error))
+    except Exception:
+        log.exception("a request on the control socket failed")
+        return _error("this is a bug in isblk; the daemon's log has more")
+
+
+def _error(sentence: str) -> bytes:
+    return encode({"error": sentence})
+
+
+async def _next_line(stream: trio.SocketStream, buffer: bytearray) -> bytes | None:
+    """A request without its newline, None at the end of the connection. Raises ProtocolError for one that is too long."""
+    while (end := buffer.find(b"\n")) < 0:
+        if len(buffer) > REQUEST_LIMIT:
+            await _send(stream, _error(f"a request is longer than {REQUEST_LIMIT} bytes"))
+            raise ProtocolError(f"a request of more than {REQUEST_LIMIT} bytes")
+        received = await stream.receive_some(REQUEST_LIMIT)
+        if not received:
+            return None
+        buffer += received
+    line = bytes(buffer[:end])
+    del buffer[: end + 1]
+    return line
+
+
+async def _send(stream: trio.SocketStream, line: bytes) -> None:
+    with trio.fail_after(IDLE_DEADLINE):
+        await stream.send_all(line)

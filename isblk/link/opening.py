@@ -1,0 +1,221 @@
+"""Opening a session: resolve, connect, log in, follow redirects, retry CHAP once with MD5 alone; and closing it again (RFC 7143 6.3, 11.13.5).
+
+Portals are tried in the order given; the first that logs in carries the session. A target that says no is believed at once: only portals that cannot
+be reached are stepped over. Whatever ends the block that uses a session, the session is logged out before the block is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import trio
+
+from isblk.errors import IsblkError, LoginRefused, ProtocolError, Unreachable
+from isblk.iscsi.chap import MD5_ALONE, STRONGEST_FIRST, Algorithm, Credentials
+from isblk.iscsi.framer import Framer, frame
+from isblk.iscsi.login import AuthenticationFailed, LoginConversation, LoginSettings, Redirect
+from isblk.iscsi.names import Isid, Portal
+from isblk.iscsi.session import Session
+from isblk.link.connection import Connection, Timing
+from isblk.link.plane import Plane
+
+REDIRECTS = 5
+"""Redirects followed in one login (reliability: parser limits); a loop ends here."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who logs in and how: names, credentials in both directions, digest preferences, deadlines. Holds secrets, which no repr shows."""
+
+    initiator_name: str
+    isid: Isid
+    credentials: Credentials | None = None
+    target_credentials: Credentials | None = None
+    algorithms: tuple[Algorithm, ...] = STRONGEST_FIRST
+    md5_retry: bool = True
+    header_digest: str = "allow"
+    data_digest: str = "allow"
+    timing: Timing = field(default_factory=Timing)
+    trace: Callable[[str, str], None] | None = None
+
+
+@asynccontextmanager
+async def opened(plane: Plane, portals: Sequence[Portal], target_name: str | None, access: Access) -> AsyncIterator[Connection]:
+    """A session to `target_name` (None: a discovery session) for the length of a block.
+
+    Raises Unreachable, LoginRefused, NotFound, ProtocolError.
+    """
+    connection = await log_in(plane, portals, target_name, access)
+    plane.start_soon(connection.watch)
+    try:
+        yield connection
+    finally:
+        await connection.logout()
+
+
+async def log_in(plane: Plane, portals: Sequence[Portal], target_name: str | None, access: Access) -> Connection:
+    """Log in at the first portal that can be reached. Raises as `opened`; with several portals unreachable, names each."""
+    unreachable: list[Unreachable] = []
+    for portal in portals:
+        try:
+            return await _log_in_somehow(plane, portal, target_name, access)
+        except Unreachable as error:
+            _log.info("%s", error)
+            unreachable.append(error)
+    if len(unreachable) == 1:
+        raise unreachable[0]
+    raise Unreachable("no portal can be reached: " + "; ".join(str(error) for error in unreachable))
+
+
+async def _log_in_somehow(plane: Plane, portal: Portal, target_name: str | None, access: Access) -> Connection:
+    """One portal, with the one retry some targets need: they take the first algorithm of the list and compute another (protocol: traps)."""
+    try:
+        return await _follow(plane, portal, target_name, access)
+    except AuthenticationFailed as error:
+        if not error.retry_with_md5 or not access.md5_retry:
+            raise
+        _log.info("%s refused the login (%s); trying once more with MD5 alone", portal, error)
+        return await _follow(plane, portal, target_name, replace(access, algorithms=MD5_ALONE))
+
+
+async def _follow(plane: Plane, portal: Portal, target_name: str | None, access: Access) -> Connection:
+    asked = portal
+    for _ in range(REDIRECTS + 1):
+        try:
+            return await _log_in_at(plane, portal, target_name, access)
+        except Redirect as redirect:
+            _log.info("%s sends the login to %s (%s)", portal, redirect.portal, "permanently" if redirect.permanent else "for now")
+            portal = redirect.portal
+    raise LoginRefused(f"{asked} redirected the login more than {REDIRECTS} times: the target's portals point at each other")
+
+
+async def _log_in_at(plane: Plane, portal: Portal, target_name: str | None, access: Access) -> Connection:
+    """Connect and log in at one portal within `login_timeout`."""
+    limit = access.timing.login_timeout
+    with trio.move_on_after(limit):
+        sock = await _connect(portal)
+        try:
+            return await _converse(plane, sock, portal, _settings(target_name, access), access)
+        except OSError as error:
+            sock.close()
+            raise Unreachable(f"{portal} broke the connection during the login: {error.strerror or error}; is it an iSCSI portal?") from error
+        except BaseException:
+            sock.close()
+            raise
+    raise Unreachable(f"{portal} did not finish the login within {limit:g} s; is it an iSCSI portal? (--login-timeout waits longer)")
+
+
+def _settings(target_name: str | None, access: Access) -> LoginSettings:
+    return LoginSettings(
+        initiator_name=access.initiator_name,
+        target_name=target_name,
+        session_type="Normal" if target_name is not None else "Discovery",
+        isid=bytes(access.isid),
+        credentials=access.credentials,
+        mutual=access.target_credentials,
+        chap_algorithms=access.algorithms,
+        header_digest=access.header_digest,
+        data_digest=access.data_digest,
+    )
+
+
+async def _connect(portal: Portal) -> socket.socket:
+    """A non-blocking socket connected to the first address that takes it. Raises Unreachable.
+
+    Not trio's SocketStream: it sets TCP_NOTSENT_LOWAT to 16 KiB and costs a scheduler pass for each call (performance, rule 1).
+    """
+    try:
+        found = await trio.socket.getaddrinfo(portal.host, portal.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Unreachable(f"the portal's name {portal.host} does not resolve: {error.strerror or error}") from error
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in found:
+        trio_socket = trio.socket.socket(family, kind, protocol)
+        try:
+            trio_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await trio_socket.connect(address)
+        except OSError as error:
+            trio_socket.close()
+            failure = error
+        except BaseException:
+            trio_socket.close()
+            raise
+        else:
+            connected = socket.socket(family, kind, protocol, trio_socket.detach())
+            connected.setblocking(False)
+            return connected
+    why = (failure.strerror if failure else None) or failure or "it has no address"
+    raise Unreachable(f"{portal} cannot be reached: {why}; check the address, the port and that the target runs") from failure
+
+
+class _LoginSink:
+    """Takes the framer's PDUs until the conversation ends; then, within the same delivery, puts the session in its place (13.1: digests begin there)."""
+
+    def __init__(self, conversation: LoginConversation, access: Access, discovery: bool) -> None:
+        self.framer = Framer(self)
+        self.session: Session | None = None
+        self.out: list[bytes | memoryview] = []
+        self._conversation = conversation
+        self._access = access
+        self._discovery = discovery
+
+    def place(self, bhs: memoryview, length: int) -> memoryview | None:
+        return None
+
+    def deliver(self, bhs: memoryview, ahs: memoryview, data: memoryview) -> None:
+        for request, text in self._conversation.answer(bhs, data):
+            self.out.extend(frame(request, text))
+        result = self._conversation.result
+        if result is not None:
+            session = Session(result, self._discovery)
+            session.wire.trace = self._access.trace
+            negotiated = result.negotiated
+            self.framer.switch(session, negotiated.max_recv_data_segment_length)
+            self.framer.enable_digests(negotiated.header_digest, negotiated.data_digest)
+            self.session = session
+
+
+async def _converse(plane: Plane, sock: socket.socket, portal: Portal, settings: LoginSettings, access: Access) -> Connection:
+    """The login, turn by turn; the socket joins the plane when it has succeeded."""
+    conversation = LoginConversation(settings)
+    sink = _LoginSink(conversation, access, settings.target_name is None)
+    bhs, text = conversation.start()
+    sink.out.extend(frame(bhs, text))
+    try:
+        while sink.session is None:
+            await _send_all(sock, b"".join(sink.out))
+            sink.out.clear()
+            await _receive_some(sock, sink.framer, portal)
+    except Redirect:
+        raise
+    except IsblkError as error:
+        error.args = (f"login at {portal}: {error}",)
+        raise
+    return Connection(plane, sock, sink.framer, sink.session, portal, access.timing)
+
+
+async def _send_all(sock: socket.socket, data: bytes) -> None:
+    while data:
+        try:
+            data = data[sock.send(data) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sock)
+
+
+async def _receive_some(sock: socket.socket, framer: Framer, portal: Portal) -> None:
+    while True:
+        try:
+            count = sock.recv_into(framer.receive_buffer())
+            break
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(sock)
+    if not count:
+        raise Unreachable(f"{portal} closed the connection during the login; its log may say why")
+    framer.received(count)
+
