@@ -68,8 +68,8 @@ def make_access(
     environment: Mapping[str, str] = os.environ,
 ) -> Access:
     """How to log in; `user` is the one of a URL. Raises UsageError for secrets that are missing, too short, equal or readable by others."""
-    ours = _credentials(options.user or user, options.secret_file, SECRET_VARIABLE, "--secret-file", environment)
-    theirs = _credentials(options.target_user, options.target_secret_file, TARGET_SECRET_VARIABLE, "--target-secret-file", environment)
+    ours = credentials(options.user or user, options.secret_file, SECRET_VARIABLE, "--secret-file", environment)
+    theirs = credentials(options.target_user, options.target_secret_file, TARGET_SECRET_VARIABLE, "--target-secret-file", environment)
     check_directions(ours, theirs)
     return Access(
         initiator_name=initiator_name,
@@ -85,7 +85,10 @@ def make_access(
     )
 
 
-def _credentials(user: str | None, path: str | None, variable: str, option: str, environment: Mapping[str, str]) -> Credentials | None:
+def credentials(
+    user: str | None, path: str | None, variable: str, option: str, environment: Mapping[str, str] = os.environ
+) -> Credentials | None:
+    """A CHAP name with its secret from the file `path`, else from the environment; None without a name. Raises UsageError."""
     if user is None:
         if path is not None:
             raise UsageError(f"{option} gives a secret but no name goes with it: give the user too")

@@ -1,6 +1,6 @@
 """The control socket as its users see it: what runs on this machine, asked by `isblk status` and told to stop by `isblk umount`.
 
-Each daemon listens on RUN/<pid>.sock (0600 in a 0700 directory). A message is one line of JSON in UTF-8, at most MESSAGE_LIMIT bytes, in both
+Each daemon listens on RUN/<pid>.sock (0600 in a 0700 directory). A message is one line of JSON in UTF-8, of bounded length, in both
 directions. Request: {"isblk": 1, "request": "status"} or {..., "request": "stop"}. Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1,
 "error": "a sentence"}. The number is the version of this schema: a side that does not know it says so and reads nothing else; within a
 version, keys are only added. Several requests may follow each other on one connection.
@@ -17,7 +17,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,11 @@ def socket_path(directory: Path, pid: int | None = None) -> Path:
     return directory / f"{os.getpid() if pid is None else pid}.sock"
 
 
+def failure_note(directory: Path, pid: int) -> Path:
+    """Where a daemon writes why its data could not be written back, for `isblk umount` to tell."""
+    return directory / f"{pid}.failed"
+
+
 @contextmanager
 def address(path: Path) -> Iterator[str]:
     """What bind(2) and connect(2) take for `path`: itself, or where it is too long for a sockaddr_un the same by way of /proc."""
@@ -109,12 +114,24 @@ def stop(path: Path, deadline: float = STOP_DEADLINE) -> None:
     Raises Unreachable when it has not within `deadline` seconds. The process is named by the kernel (SO_PEERCRED) and watched through a
     pidfd, since the daemon closes its control socket before it is done.
     """
-    end = time.monotonic() + deadline
-    with _connected(path, end) as connection, _process_of(connection) as process:
-        _converse(connection, path, "stop", end)
-        left = max(0.0, end - time.monotonic())
-        if process is None or not select.select([process], [], [], left)[0]:
-            raise Unreachable(f"the daemon {path.stem} was told to stop but still runs after {deadline:.0f} s; look at its log")
+    with watched(path) as ended:
+        ask(path, "stop", deadline)
+        ended(deadline)
+
+
+@contextmanager
+def watched(path: Path) -> Iterator[Callable[[float], None]]:
+    """While something ends a daemon: yields a function that waits for the end of its process, so many seconds at most.
+
+    Raises Unreachable when nothing listens at `path`; the function raises it when the daemon is still there.
+    """
+
+    def ended(deadline: float) -> None:
+        if process is None or not select.select([process], [], [], deadline)[0]:
+            raise Unreachable(f"the daemon {path.stem} should end but still runs after {deadline:.0f} s; look at its log")
+
+    with _connected(path, time.monotonic() + DEADLINE) as connection, _process_of(connection) as process:
+        yield ended
 
 
 @contextmanager

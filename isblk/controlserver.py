@@ -26,6 +26,9 @@ CONNECTIONS = 16
 IDLE_DEADLINE = 10.0
 """Seconds for a request to come whole, and for an answer to be taken."""
 
+ACCEPT_PAUSE = 1.0
+"""Seconds between attempts when there is no descriptor left for a connection."""
+
 
 async def serve(
     directory: Path,
@@ -46,7 +49,7 @@ async def serve(
                 task_status.started(path)
                 while True:
                     await free.acquire()
-                    connection, _ = await accepting.accept()
+                    connection = await _accept(accepting)
                     nursery.start_soon(_serve_one, connection, status, stop, free)
     finally:
         path.unlink(missing_ok=True)
@@ -68,6 +71,16 @@ def _listen(path: Path) -> socket.socket:
         draft.unlink(missing_ok=True)
         raise UsageError(f"the control socket {path} cannot be made: {error.strerror or error}") from None
     return listener
+
+
+async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
+    while True:
+        try:
+            connection, _ = await listener.accept()
+            return connection
+        except OSError as error:  # out of descriptors: the data path may give some back
+            log.error("a control connection could not be accepted: %s", error)
+            await trio.sleep(ACCEPT_PAUSE)
 
 
 def peer_may_ask(connection: trio.socket.SocketType) -> bool:

@@ -84,3 +84,10 @@ class RequestInvalid(IsblkError):
     def __init__(self, message: str, error_number: int = errno.EINVAL) -> None:
         super().__init__(message)
         self.errno = error_number
+
+
+class Interrupted(IsblkError):
+    """A signal asked a command to stop; everything it had opened has been closed."""
+
+    exit_code = ExitCode.INTERRUPTED
+    errno = errno.EINTR

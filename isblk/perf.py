@@ -88,7 +88,9 @@ class Runner:
         self._workload = workload
         self._places = device.geometry.size // workload.block_size
         if not self._places:
-            raise UsageError(f"the device has {device.geometry.size} bytes, less than one block of {workload.block_size}: use a smaller --bs")
+            raise UsageError(
+                f"the device has {device.geometry.size} bytes, less than one block of {workload.block_size}: use a smaller --bs"
+            )
         if workload.writes and device.geometry.read_only:
             raise UsageError("the device is write-protected: choose a reading --rw")
         self._random = workload.pattern.startswith("rand")
@@ -96,6 +98,7 @@ class Runner:
         self._next = 0
         self._running = True
         self._in_flight = 0
+        self._starting = False
         self._idle = trio.Event()
         self._latencies: list[int] = []
         self._histogram: Counter[int] = Counter()
@@ -106,7 +109,9 @@ class Runner:
     async def run(self, tick: Callable[[Sample], None] | None = None) -> Result:
         """Run for the workload's time and wait for what is in flight."""
         start = perf_counter_ns()
+        self._soon = trio.lowlevel.current_trio_token().run_sync_soon
         for slot in self._slots():
+            self._in_flight += 1
             self._start(slot)
         self._device.kick()
         with trio.move_on_after(self._workload.runtime):
@@ -149,21 +154,30 @@ class Runner:
         slot.offset = place * self._workload.block_size
         slot.finished = False
         slot.started = perf_counter_ns()
-        self._in_flight += 1
+        self._starting = True
         self._device.submit(slot)
+        self._starting = False
 
     def _finished(self, request: Request) -> None:
         assert isinstance(request, _Slot)
-        self._in_flight -= 1
         self._latencies.append((perf_counter_ns() - request.started) // 1000)
         if request.error is not None:
             self._failed(request.error)
         else:
             self._requests += 1
+        if self._starting:
+            # Finished within `submit`: starting again from here would recurse without end, and a loop would never let the clock run.
+            self._soon(self._again, request)
+        else:
+            self._again(request)
+
+    def _again(self, slot: _Slot) -> None:
         if self._running:
-            self._start(request)
+            self._start(slot)
             self._device.kick()
-        elif not self._in_flight:
+            return
+        self._in_flight -= 1
+        if not self._in_flight:
             self._idle.set()
 
     def _failed(self, error: Exception) -> None:

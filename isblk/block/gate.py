@@ -39,6 +39,8 @@ class Gate:
     def __init__(self, device: Device) -> None:
         self.counters = Counters()
         self.in_flight = 0
+        self._changes = 0
+        self._covered = 0
         self._device = device
         self._closed = False
         self._drained = trio.Event()
@@ -50,6 +52,11 @@ class Gate:
         """The device as it is now."""
         return self._device.geometry
 
+    @property
+    def unflushed(self) -> int:
+        """Changes acknowledged since the latest FLUSH that succeeded was submitted: what a target that loses its cache would lose."""
+        return self._changes - self._covered
+
     def submit(self, request: Request) -> None:
         """Check, count and pass on. What cannot be is finished here with RequestInvalid."""
         error = self._refusal(request, self._device.geometry)
@@ -59,7 +66,11 @@ class Gate:
             return
         self.in_flight += 1
         self._done[request] = request.done
-        request.done = self._finished
+        if request.op is Op.FLUSH:
+            covered = self._changes
+            request.done = lambda flushed: self._flushed(flushed, covered)
+        else:
+            request.done = self._finished
         self._device.submit(request)
 
     def kick(self) -> None:
@@ -73,7 +84,8 @@ class Gate:
     async def drained(self) -> None:
         """Return when nothing is in flight."""
         while self.in_flight:
-            self._drained = trio.Event()
+            if self._drained.is_set():  # Else somebody waits for it already.
+                self._drained = trio.Event()
             await self._drained.wait()
 
     def _finished(self, request: Request) -> None:
@@ -81,6 +93,8 @@ class Gate:
         counters.requests[request.op] += 1
         if request.error is None:
             counters.bytes[request.op] += request.length
+            if request.op in _CHANGES and not request.fua:
+                self._changes += 1
         else:
             counters.errors += 1
         self.in_flight -= 1
@@ -89,6 +103,11 @@ class Gate:
         done = request.done = self._done.pop(request)
         if done is not None:
             done(request)
+
+    def _flushed(self, request: Request, covered: int) -> None:
+        if request.error is None:
+            self._covered = max(self._covered, covered)
+        self._finished(request)
 
     def _refusal(self, request: Request, geometry: Geometry) -> RequestInvalid | None:
         """Why this request can never be done; None when it can."""

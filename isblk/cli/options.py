@@ -56,21 +56,25 @@ def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
-session_options = _stacked(
-    click.option("-p", "--portal", "portals", multiple=True, metavar="HOST[:PORT]", help="Where the target listens; repeat it for more portals."),
+_portals = click.option(
+    "-p", "--portal", "portals", multiple=True, metavar="HOST[:PORT]", help="Where the target listens; the first that answers is used."
+)
+discovery_options = _stacked(
     click.option("--user", metavar="NAME", help="CHAP name to log in with; the secret comes from --secret-file or $ISBLK_SECRET."),
     click.option("--secret-file", metavar="FILE", help="File (mode 0600) whose first line is our CHAP secret."),
     click.option("--target-user", metavar="NAME", help="CHAP name that the target must prove to be (mutual CHAP)."),
     click.option("--target-secret-file", metavar="FILE", help="File with the target's secret; or $ISBLK_TARGET_SECRET."),
-    click.option("--chap-algorithms", metavar="LIST", help="CHAP algorithms offered, strongest first: sha3-256,sha256,sha1,md5."),
+    click.option("--chap-algorithms", metavar="LIST", help="CHAP algorithms offered; default: sha3-256,sha256,sha1,md5."),
     click.option("--no-md5-retry", is_flag=True, help="Never retry a refused CHAP login with MD5 alone."),
-    click.option("--digest", type=click.Choice(list(DIGESTS)), default="allow", show_default=True, help="CRC32C digests: what is asked for."),
+    click.option("--digest", type=click.Choice(list(DIGESTS)), default="allow", show_default=True, help="CRC32C digests."),
     click.option("--initiator-name", metavar="NAME", help="Our iSCSI name, instead of the configured one."),
     click.option("--login-timeout", type=click.FloatRange(0.1, 3600), default=15, show_default=True, metavar="S", help="Seconds for a login."),
     click.option("-v", "--verbose", count=True, help="Say what happens; twice: everything."),
     click.option("--trace", is_flag=True, help="Print every PDU as one line (never its payload)."),
 )
-"""How to reach a target and who to be; every command that logs in has them."""
+"""Who to be and how to log in; a discovery names its portal by itself."""
+session_options = _stacked(_portals, discovery_options)
+"""The same with where the target is."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
 lun_option = click.option("--lun", type=click.IntRange(0, 2**64 - 1), metavar="N", help="The logical unit; not needed when there is one disk.")

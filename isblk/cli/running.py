@@ -6,36 +6,31 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Iterator, NoReturn
+from typing import NoReturn
 
 import click
 import trio
 
-from isblk.errors import ExitCode, IsblkError
+from isblk.errors import ExitCode, Interrupted, IsblkError
 
 LOG_FORMAT = "isblk: %(message)s"
-INTERRUPTED = {signal.SIGINT: 128 + signal.SIGINT, signal.SIGTERM: 128 + signal.SIGTERM}
+
+_trace = logging.getLogger("isblk.trace")
 
 
-class Interrupted(Exception):
-    """A signal asked the command to stop; everything it had opened has been closed."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}")
-        self.exit_code = INTERRUPTED[signal.Signals(number)]
-
-
-def logging_to_stderr(verbose: int) -> None:
-    """Warnings always, what happens with -v, everything with -vv."""
+def log_to_stderr(verbose: int, trace: bool = False) -> None:
+    """Warnings always, what happens with -v, everything with -vv; every PDU with `trace`. A daemon redirects it later (detach.log_to)."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format=LOG_FORMAT, stream=sys.stderr, force=True)
+    if trace:
+        _trace.setLevel(logging.INFO)
 
 
-def trace_to_stderr(direction: str, text: str) -> None:
+def trace_pdu(direction: str, text: str) -> None:
     """A PDU in one line, for `--trace`."""
-    click.echo(f"isblk: {direction} {text}", err=True)
+    _trace.info("%s %s", direction, text)
 
 
 @contextmanager
@@ -45,8 +40,8 @@ def errors_as_sentences() -> Iterator[None]:
         yield
     except IsblkError as error:
         fail(str(error), error.exit_code)
-    except (Interrupted, KeyboardInterrupt) as error:
-        fail(str(error) or "interrupted", getattr(error, "exit_code", ExitCode.INTERRUPTED))
+    except KeyboardInterrupt:
+        fail("interrupted", ExitCode.INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
@@ -89,6 +84,6 @@ async def _interruptible(main: Callable[[], Awaitable[None]]) -> None:
                 failure = error
         nursery.cancel_scope.cancel()
     if caught:
-        raise Interrupted(caught[0])
+        raise Interrupted(f"interrupted by {signal.Signals(caught[0]).name}")
     if failure is not None:
         raise failure

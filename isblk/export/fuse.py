@@ -69,11 +69,11 @@ class MountOptions:
     read_only: bool = False
     allow_other: bool = False
 
-    def for_libfuse(self) -> set[str]:
+    def for_libfuse(self, read_only: bool = False) -> set[str]:
         """The set pyfuse3.init takes. Commas separate options and other bytes than ASCII are not taken, so the source shows them as '_'."""
         source = "".join(c if c.isascii() and c.isprintable() and c not in ",\\ " else "_" for c in self.source)
         options = {"default_permissions", f"fsname={source}", "subtype=isblk"}
-        return options | ({"ro"} if self.read_only else set()) | ({"allow_other"} if self.allow_other else set())
+        return options | ({"ro"} if self.read_only or read_only else set()) | ({"allow_other"} if self.allow_other else set())
 
 
 @dataclass
@@ -120,6 +120,7 @@ class FuseExport(pyfuse3.Operations):
         super().__init__()
         self.counters = counters if counters is not None else Counters()
         self.answered = trio.Event()
+        self.read_only = volume.read_only
         self._volume = volume
         self._pool = BufferPool()
 
@@ -346,7 +347,7 @@ def _mount(export: FuseExport, mountpoint: Mountpoint, options: MountOptions) ->
         kept = os.dup(2)
         os.dup2(words.fileno(), 2)
         try:
-            pyfuse3.init(export, os.fspath(mountpoint.path), options.for_libfuse())
+            pyfuse3.init(export, os.fspath(mountpoint.path), options.for_libfuse(export.read_only))
         except RuntimeError:
             pyfuse3.close(unmount=False)
             mountpoint.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from isblk.errors import IsblkError, ProtocolError
 from isblk.iscsi import pdu
@@ -47,7 +48,7 @@ class Exchanges:
 
     def manage(self, function: pdu.TaskManagement, done: Done, task: Task | None, lun: bytes) -> None:
         """A task management function on a task that has been sent, or on a logical unit (11.5)."""
-        exchange = Exchange(Kind.TASK_MANAGEMENT, done, function=function, lun=lun, reference=task)
+        exchange = Exchange(Kind.TASK_MANAGEMENT, done, function=function, lun=lun, reference=task, cmd_sn=self._wire.window.cmd_sn)
         itt = self._begin(exchange)
         reference, ref_cmd_sn = (task.itt, task.cmd_sn) if task is not None else (pdu.RESERVED_TAG, 0)
         opcode = pdu.TASK_MANAGEMENT | pdu.IMMEDIATE
@@ -73,9 +74,10 @@ class Exchanges:
         """End every exchange with this error."""
         open_ones = list(self._open.values())
         self._open.clear()
-        for exchange in open_ones:
-            exchange.error = error
-            exchange.done(exchange)
+        with ExitStack() as rest:  # The others hear of it even when one's callback raises.
+            for exchange in reversed(open_ones):
+                exchange.error = error
+                rest.callback(exchange.done, exchange)
 
     def reject(self, itt: int, error: IsblkError) -> bool:
         """End the exchange whose PDU the target rejected; False if the tag is none of ours."""
@@ -95,10 +97,15 @@ class Exchanges:
         self._open[itt] = exchange
         return itt
 
-    def _end(self, itt: int, *kinds: Kind) -> Exchange:
-        exchange = self._open.pop(itt, None)
+    def _find(self, itt: int, *kinds: Kind) -> Exchange:
+        exchange = self._open.get(itt)
         if exchange is None or exchange.kind not in kinds:
             raise ProtocolError(f"the target answered tag 0x{itt:x}, which was not asked that")
+        return exchange
+
+    def _end(self, itt: int, *kinds: Kind) -> Exchange:
+        exchange = self._find(itt, *kinds)
+        del self._open[itt]
         return exchange
 
     # ------------------------------------------------------------------ answers
@@ -135,7 +142,8 @@ class Exchanges:
         flags, _, _, _, itt, ttt, stat_sn, exp_cmd_sn, max_cmd_sn, _, _, _ = pdu.HOT_TARGET.unpack(bhs)
         if not self._wire.status(stat_sn, exp_cmd_sn, max_cmd_sn):
             return
-        exchange = self._end(itt, Kind.TEXT)
+        # It stays open until the answer is whole: whoever waits for an answer that breaks the protocol is told by `fail`.
+        exchange = self._find(itt, Kind.TEXT)
         assert exchange.text is not None
         exchange.text += data
         exchange.answers += 1
@@ -144,11 +152,11 @@ class Exchanges:
         if flags & pdu.FINAL and flags & pdu.CONTINUE:
             raise ProtocolError("a text response is final and to be continued at once")
         if flags & pdu.FINAL:
+            del self._open[itt]
             exchange.done(exchange)
             return
         if ttt == pdu.RESERVED_TAG:
             raise ProtocolError("a text response is not final and has no Target Transfer Tag to ask for the rest")
-        self._open[itt] = exchange
         self._wire.emit(pdu.TEXT | pdu.IMMEDIATE, pdu.FINAL, itt, lun=bytes(bhs[8:16]), word20=ttt)
 
     def logout_response(self, bhs: memoryview, _data: memoryview) -> None:

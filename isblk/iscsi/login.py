@@ -101,6 +101,17 @@ class LoginConversation:
         self._over = False
         return [request]
 
+    def closed(self) -> LoginRefused:
+        """What to raise when the target closes the connection instead of answering, as LIO does when authentication is missing."""
+        if self.retry_with_md5:
+            return AuthenticationFailed(f"{self.target} broke off the login during CHAP: check the algorithms that it knows", True)
+        advice = (
+            "does it know this initiator?"
+            if self.settings.credentials
+            else "it may want a CHAP name and secret, or not know this initiator"
+        )
+        return LoginRefused(f"{self.target} closed the connection in the middle of the login: {advice}")
+
     def _converse(self) -> _Script:
         yield from self._chap() if self.settings.credentials else self._no_authentication()
         self._stage = Stages.OPERATIONAL
@@ -113,7 +124,7 @@ class LoginConversation:
         answers = yield from self._finish_stage([*self.settings.introduction(), ("AuthMethod", "None")], Stages.OPERATIONAL, {"AuthMethod"})
         method = answers.get("AuthMethod")
         if method not in (None, "None"):
-            raise AuthenticationFailed(f"{self.target} wants authentication ({quoted(str(method))}): give a CHAP name and its secret")
+            raise self._authentication_wanted(f"AuthMethod={quoted(str(method))}")
         self._settle("AuthMethod", "None", method or "None")
         return answers
 
@@ -122,7 +133,7 @@ class LoginConversation:
         offered = format_list([str(int(one)) for one in self._algorithms])
         said, _ = yield from self._turn([("CHAP_A", offered)], None, {"CHAP_A", "CHAP_I", "CHAP_C"})
         if said.get("CHAP_A") == keys.REJECT:
-            raise AuthenticationFailed(f"{self.target} knows none of our CHAP algorithms", self._retry_with_md5)
+            raise AuthenticationFailed(f"{self.target} knows none of our CHAP algorithms", self.retry_with_md5)
         identifier = parse_number(self._need(said, "CHAP_I"), 0, 255)
         challenge = chap.decode_binary(self._need(said, "CHAP_C"))
         if self._challenges.reflected(challenge):
@@ -173,15 +184,20 @@ class LoginConversation:
             )
         if not chap.verified(received, self._algorithm, identifier, mutual.secret, challenge):
             raise AuthenticationFailed(
-                f"{self.target} could not prove who it is: check the secret of the target on both sides", self._retry_with_md5
+                f"{self.target} could not prove who it is: check the secret of the target on both sides", self.retry_with_md5
             )
         if answers["CHAP_N"] != mutual.name:
             raise AuthenticationFailed(f"{self.target} calls itself {quoted(answers['CHAP_N'])} in CHAP, not {mutual.name!r}")
 
     @property
-    def _retry_with_md5(self) -> bool:
-        """Whether offering MD5 alone would be something new."""
-        return self._algorithm != chap.Algorithm.MD5 and chap.Algorithm.MD5 in self._algorithms and len(self._algorithms) > 1
+    def retry_with_md5(self) -> bool:
+        """Whether CHAP is under way and another login that offers MD5 alone would be something new."""
+        return (
+            self._stage is Stages.SECURITY
+            and self._algorithm != chap.Algorithm.MD5
+            and chap.Algorithm.MD5 in self._algorithms
+            and len(self._algorithms) > 1
+        )
 
     # Operational stage (6.3.3)
 
@@ -287,11 +303,9 @@ class LoginConversation:
 
     def _settle(self, name: str, offered: str, received: str | None) -> str:
         """Conclude one key that we offered, and note how it came about."""
+        if KEYS[name].default == "None" and received in ("None", *keys.RESERVED) and "None" not in offered.split(","):
+            raise LoginRefused(f"{self.target} does not do {name}={offered}, which is required here: set the digest to 'prefer' or 'none'")
         agreed = keys.unanswered(name, offered) if received is None else keys.adopt(name, offered, received)
-        if name in ("HeaderDigest", "DataDigest") and agreed not in offered.split(","):
-            raise LoginRefused(
-                f"{self.target} does not do {name}={offered}, which is required here: set the digest to 'prefer', or to 'none'"
-            )
         decided: Decider = "both" if agreed == offered.split(",")[0] else "target"
         if received is None or received in keys.RESERVED:
             decided = "default"
@@ -367,7 +381,13 @@ class LoginConversation:
         if status_class == loginstatus.REDIRECTION:
             addresses = [value for name, value in decode_pairs(data) if name == "TargetAddress"]
             return loginstatus.redirect(status_detail, addresses, self.target)
+        if (status_class, status_detail) == loginstatus.AUTHENTICATION_FAILURE and not self.settings.credentials:
+            return self._authentication_wanted("status 0x0201")
         error = loginstatus.refusal(status_class, status_detail, self.target)
-        if isinstance(error, AuthenticationFailed):
-            error.retry_with_md5 = self._retry_with_md5
+        # tgt, which computes SHA-1 for algorithm 7, calls the wrong answer it then gets a miscellaneous error of the initiator.
+        if isinstance(error, AuthenticationFailed) or (self.retry_with_md5 and status_class == loginstatus.INITIATOR_ERROR):
+            return AuthenticationFailed(str(error), self.retry_with_md5)
         return error
+
+    def _authentication_wanted(self, evidence: str) -> AuthenticationFailed:
+        return AuthenticationFailed(f"login to {self.target} failed: it wants authentication ({evidence}); give a CHAP name and its secret")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from isblk.errors import IsblkError, LoginRefused, NotFound, ProtocolError
+from isblk.errors import ExitCode, IsblkError, LoginRefused, NotFound, ProtocolError
 from isblk.iscsi.names import Portal
 
 SUCCESS = 0
 REDIRECTION = 1
+INITIATOR_ERROR = 2
 AUTHENTICATION_FAILURE = (2, 1)
 _MOVED_PERMANENTLY = 2
 
@@ -27,6 +29,13 @@ class AuthenticationFailed(LoginRefused):
 
 class LoginDeferred(LoginRefused):
     """The target cannot serve now; the same login may be retried later (status class 3)."""
+
+
+class ServiceUnavailable(LoginDeferred):
+    """The target is not in operation, or not there: LIO says it of a name that it does not know, so it ends a command as NotFound does."""
+
+    exit_code = ExitCode.NOT_FOUND
+    errno = errno.ENXIO
 
 
 class Redirect(IsblkError):
@@ -67,7 +76,7 @@ STATUSES: Mapping[tuple[int, int], Status] = {
     (2, 10): Status("the session to join does not exist any more", "log in anew", LoginRefused),
     (2, 11): Status("the target got a request that has no place in a login", _REPORT, LoginRefused),
     (3, 0): Status("the target has a hardware or software error", "look into the target's log, then " + _LATER, LoginDeferred),
-    (3, 1): Status("the target or its service is not in operation", _LATER, LoginDeferred),
+    (3, 1): Status("the target is not in operation or not there", "check its name with `isblk discover`, or " + _LATER, ServiceUnavailable),
     (3, 2): Status("the target has run out of sessions, connections or other resources", "end other sessions, or " + _LATER, LoginDeferred),
 }
 

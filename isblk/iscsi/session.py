@@ -11,7 +11,8 @@ What is legal in which state is the table `_HANDLERS` at the end; an opcode that
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from enum import Enum
 
 from isblk.errors import IsblkError, PathLost, ProtocolError, RequestFailed
@@ -19,7 +20,7 @@ from isblk.iscsi import pdu
 from isblk.iscsi.dataout import DataOut
 from isblk.iscsi.exchanges import FIRST_TAG, Done, Exchanges
 from isblk.iscsi.login import LoginResult
-from isblk.iscsi.serial import MASK
+from isblk.iscsi.serial import MASK, follows
 from isblk.iscsi.task import AsyncMessage, Exchange, Kind, Task
 from isblk.iscsi.wire import NO_LUN, Wire
 
@@ -28,6 +29,7 @@ _NO_DATA_FLAGS = pdu.FINAL | pdu.Attribute.SIMPLE
 _WRITE_FLAGS = pdu.WRITE | pdu.Attribute.SIMPLE
 _RESIDUAL = pdu.DATA_OVERFLOW | pdu.DATA_UNDERFLOW
 _ABORTED = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)
+_UNIT_WIDE = (pdu.TaskManagement.ABORT_TASK_SET, pdu.TaskManagement.CLEAR_TASK_SET, pdu.TaskManagement.LOGICAL_UNIT_RESET)
 _RESETS = (pdu.TaskManagement.TARGET_WARM_RESET, pdu.TaskManagement.TARGET_COLD_RESET)
 
 _pack_command = pdu.COMMAND.pack
@@ -58,6 +60,8 @@ class Session:
         self._exchanges = Exchanges(self.wire, self.negotiated.target_max_recv_data_segment_length)
         self._tasks: dict[int, Task] = {}
         self._waiting: deque[Task] = deque()
+        self._lent: list[Task] = []
+        self._handed = 0
         self._next_itt = 1
         self._data_out = DataOut(self.negotiated)
 
@@ -66,7 +70,7 @@ class Session:
     @property
     def open_tasks(self) -> int:
         """Tasks that were submitted and have not finished."""
-        return len(self._tasks) + len(self._waiting)
+        return len(self._tasks) + len(self._waiting) + len(self._lent)
 
     def tasks(self) -> list[Task]:
         """Every unfinished task, the oldest first."""
@@ -86,9 +90,25 @@ class Session:
 
     def outgoing(self) -> list[bytes | memoryview]:
         """What must be sent now, in wire order: headers, and views of the tasks' own data. Ask again only when all of it was sent."""
+        if self._lent:
+            self._give_back()
         out, self.wire.out = self.wire.out, []
         self._exchanges.sent()
         return out
+
+    def _give_back(self) -> None:
+        """Finish the writes that were answered with data still queued: what was handed over before is sent by now, the rest is about to be."""
+        count = self._handed if self.wire.out else len(self._lent)
+        finished, self._lent = self._lent[:count], self._lent[count:]
+        self._handed = len(self._lent)
+        _finish(finished)
+
+    def _finish_early(self, task: Task) -> None:
+        """An answer that need not have waited for all data: some may still be queued, and the memory of a write is lent until `done`."""
+        if task.write_from is not None:
+            self._lent.append(task)
+        else:
+            task.finished()
 
     def fail(self, error: IsblkError) -> None:
         """End the session: every open task and exchange finishes with PathLost, now; sticky."""
@@ -96,14 +116,17 @@ class Session:
             return
         self.error = error if isinstance(error, PathLost) else PathLost(str(error))
         self._enter(State.ENDED)
-        tasks = self.tasks()
+        tasks, answered = self.tasks(), self._lent
         self._tasks.clear()
         self._waiting.clear()
+        self._lent, self._handed = [], 0
         self.wire.out = []
         for task in tasks:
             task.error = self.error
-            task.finished()
-        self._exchanges.fail(self.error)
+        try:
+            _finish([*answered, *tasks])
+        finally:
+            self._exchanges.fail(self.error)
 
     def ping(self, done: Done) -> None:
         """Ask for a sign of life (11.18)."""
@@ -136,9 +159,10 @@ class Session:
         self._handlers = _HANDLERS[self._kind, state]
 
     def _alive(self, kind: Kind, done: Done) -> bool:
-        if self.error is not None:
-            done(Exchange(kind, done, error=self.error))
-        return self.error is None
+        """Whether a new request may be sent; after a Logout none may (11.14)."""
+        if self.state is not State.LOGGED_IN:
+            done(Exchange(kind, done, error=self.error or PathLost("the session is logging out")))
+        return self.state is State.LOGGED_IN
 
     def _abandon_unsent(self, task: Task) -> None:
         if task in self._waiting:
@@ -247,10 +271,10 @@ class Session:
         if not flags & pdu.FINAL:
             raise ProtocolError("Data-In carries a status without being final")
         if wire.status(stat_sn, exp_cmd_sn, max_cmd_sn):
-            del self._tasks[itt]
             task.status = status
             if task.transferred != task.length or flags & _RESIDUAL:
                 _settle(task, flags, residual)
+            del self._tasks[itt]
             task.finished()
 
     def _scsi_response(self, bhs: memoryview, data: memoryview) -> None:
@@ -258,9 +282,10 @@ class Session:
         flags, response, status, _, itt, _, stat_sn, exp_cmd_sn, max_cmd_sn, _, _, residual = _unpack_target(bhs)
         if not self.wire.status(stat_sn, exp_cmd_sn, max_cmd_sn):
             return
-        task = self._tasks.pop(itt, None)
+        task = self._tasks.get(itt)
         if task is None:
             raise ProtocolError(f"the target answered tag 0x{itt:x}, which was not asked")
+        early = response or status or task.transferred != task.length
         if response:
             task.error = RequestFailed(f"the target failed a command by itself (iSCSI response 0x{response:02x})")
         else:
@@ -269,7 +294,11 @@ class Session:
                 task.sense = _sense(data)
             if task.transferred != task.length or flags & _RESIDUAL:
                 _settle(task, flags, residual)
-        task.finished()
+        del self._tasks[itt]
+        if early:
+            self._finish_early(task)
+        else:
+            task.finished()
 
     def _r2t(self, bhs: memoryview, _data: memoryview) -> None:
         """Ready To Transfer (11.8): answered at once with exactly what it asks for. StatSN does not advance."""
@@ -303,7 +332,8 @@ class Session:
         if exchange is None:
             return
         for task in self._ended_by(exchange):
-            del self._tasks[task.itt]
+            if self._tasks.pop(task.itt, None) is None:
+                continue  # The callback of one before it has ended the session.
             task.error = RequestFailed("the command was aborted because it took too long")
             task.finished()
         exchange.done(exchange)
@@ -314,7 +344,9 @@ class Session:
             return [task] if task is not None and exchange.response in _ABORTED and self._tasks.get(task.itt) is task else []
         if exchange.response != pdu.TaskManagementResponse.COMPLETE:
             return []
-        return [task for task in self._tasks.values() if task.lun == exchange.lun or exchange.function in _RESETS]
+        everywhere, here = exchange.function in _RESETS, exchange.function in _UNIT_WIDE
+        covered = [task for task in self._tasks.values() if follows(exchange.cmd_sn, task.cmd_sn)]
+        return [task for task in covered if everywhere or (here and task.lun == exchange.lun)]
 
     def _async_message(self, bhs: memoryview, data: memoryview) -> None:
         """Asynchronous Message (11.9): understood here, acted on by the owner."""
@@ -335,20 +367,27 @@ class Session:
         if len(data) < pdu.BHS_LENGTH:
             raise ProtocolError(f"the target rejected a PDU (reason 0x{reason:02x}) without quoting its header")
         quoted = pdu.INITIATOR.unpack(data[: pdu.BHS_LENGTH])
-        opcode, itt, cmd_sn = quoted[0] & pdu.OPCODE_MASK, quoted[5], quoted[7]
+        opcode, itt = quoted[0] & pdu.OPCODE_MASK, quoted[5]
         error = RequestFailed(f"the target rejected a {pdu.NAMES.get(opcode, '?')} PDU (reason 0x{reason:02x})")
         task = self._tasks.get(itt)
         if self._exchanges.reject(itt, error) or task is None or opcode == pdu.DATA_OUT:
             return  # A task whose Data-Out was rejected is answered with CHECK CONDITION of its own (7.3).
         del self._tasks[itt]
-        if cmd_sn == self.wire.window.exp_cmd_sn:
-            self._exchanges.plug(cmd_sn)
+        if not follows(self.wire.window.exp_cmd_sn, task.cmd_sn):
+            self._exchanges.plug(task.cmd_sn)
         task.error = error
-        task.finished()
+        self._finish_early(task)
 
     def __repr__(self) -> str:
         counts = f"tasks={len(self._tasks)} waiting={len(self._waiting)}"
         return f"<Session {self.state.value} {counts} {self.wire.window!r} exp_stat_sn={self.wire.exp_stat_sn}>"
+
+
+def _finish(tasks: Sequence[Task]) -> None:
+    """Tell whoever waits for each of them, in order; the others hear of it even when one's callback raises."""
+    with ExitStack() as rest:
+        for task in reversed(tasks):
+            rest.callback(task.finished)
 
 
 def _settle(task: Task, flags: int, residual: int) -> None:

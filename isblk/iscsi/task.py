@@ -85,13 +85,14 @@ class Exchange:
     """One request that is no SCSI command, and what came of it.
 
     `done(exchange)` is called exactly once, with `error` set or `response` (the response code of task management and logout), `text` (raw bytes of
-    a whole text answer), `time2wait` and `time2retain` (seconds, logout) filled in.
+    a whole text answer), `time2wait` and `time2retain` (seconds, logout) filled in. `cmd_sn` of task management: it covers the commands before.
     """
 
     kind: Kind
     done: Callable[[Exchange], None]
     itt: int = -1
     function: int = 0
+    cmd_sn: int = 0
     lun: bytes = bytes(8)
     reference: Task | None = None
     response: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ from isblk.iscsi import pdu
 from isblk.iscsi.framer import Framer
 from isblk.iscsi.login import Negotiated
 from isblk.iscsi.names import Portal
-from isblk.iscsi.session import Session
+from isblk.iscsi.session import Session, State
 from isblk.iscsi.task import AsyncMessage, Exchange, Task
 from isblk.iscsi.text import decode_pairs, encode_pairs
 from isblk.link.plane import WRITABLE, Plane
@@ -28,6 +28,8 @@ PIECES = 1024
 """Buffers one sendmsg takes (UIO_MAXIOV)."""
 RECEIVES = 16
 """Receives of one turn, so that a fast target cannot keep the plane's other descriptors waiting."""
+SENDS = 16
+"""Sends of one turn, likewise: a peer that reads as fast as we send would never let it end."""
 SWEEP_SECONDS = 1.0
 """How often deadlines are looked at: one sweeper for all tasks instead of a timer each."""
 
@@ -84,6 +86,7 @@ class Connection:
         self._position = 0
         self._dirty = False
         self._stuck = False
+        self._leaving = False
         self._heard = 0
         self._pinged: int | None = None
         self._aborting: dict[Task, int] = {}
@@ -170,29 +173,33 @@ class Connection:
         self._heard = self.session.epoch
 
     def _flush(self) -> None:
-        """Send everything queued, one sendmsg for up to PIECES buffers; the rest waits for the socket to be writable."""
-        self._dirty = False
-        while not self.closed.is_set():
+        """Send what is queued, one sendmsg for up to PIECES buffers, bounded; the rest waits for the socket to be writable."""
+        stuck = True
+        for _ in range(SENDS):
             if self._position >= len(self._unsent):
                 self._unsent = self.session.outgoing()
                 self._position = 0
                 if not self._unsent:
+                    stuck = False
                     break
+            unsent = self._unsent
+            if self._position or len(unsent) > PIECES:
+                unsent = unsent[self._position : self._position + PIECES]
             try:
-                sent = self._socket.sendmsg(self._unsent[self._position : self._position + PIECES] if len(self._unsent) > PIECES else self._unsent)
+                sent = self._socket.sendmsg(unsent)
             except BlockingIOError:
-                self._watch_writable(True)
-                return
+                break
             self.traffic.bytes_sent += sent
             self.traffic.sends += 1
             self._drop(sent)
-        if self._stuck and not self.closed.is_set():
-            self._watch_writable(False)
+        self._dirty = False  # Only now: what a callback of `outgoing` kicks is picked up by the loop, not by a second flush within this one.
+        if not self.closed.is_set():
+            self._watch_writable(stuck)
 
     def _drop(self, sent: int) -> None:
         """Step over `sent` bytes of the queue, which may end within a buffer."""
         unsent = self._unsent
-        if len(unsent) <= PIECES and sent == sum(map(len, unsent)):
+        if not self._position and len(unsent) <= PIECES and sent == sum(map(len, unsent)):
             self._unsent = ()
             self._position = 0
             return
@@ -218,7 +225,9 @@ class Connection:
         if message.event in (pdu.AsyncEvent.CONNECTION_DROPPED, pdu.AsyncEvent.ALL_CONNECTIONS_DROPPED):
             self.fail(PathLost(f"{self.portal} announced that it drops the session"))
         elif message.event in (pdu.AsyncEvent.LOGOUT_REQUESTED, pdu.AsyncEvent.NEGOTIATION_REQUESTED):
-            self._plane.start_soon(self._leave, f"{self.portal} asked for a logout")
+            if not self._leaving:  # Once: a target that repeats itself must not fill the nursery.
+                self._leaving = True
+                self._plane.start_soon(self._leave, f"{self.portal} asked for a logout")
 
     # ------------------------------------------------------------------ trio: control
 
@@ -239,7 +248,7 @@ class Connection:
             raise task.error
         return Completion(task.status, task.sense, bytes(buffer[: task.transferred]) if read_length else b"", task.residual)
 
-    async def text(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    async def text(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """A Text Request and its whole answer, however many PDUs it takes. Raises PathLost, ProtocolError."""
         exchange = await self._ask(lambda done: self.session.text(encode_pairs(pairs), done))
         assert exchange.text is not None
@@ -256,17 +265,20 @@ class Connection:
 
     async def logout(self) -> None:
         """Log out and close, within `logout_timeout`; never raises for a peer that does not play along: the connection is closed then."""
-        if self.closed.is_set():
-            return
+        if self.session.state is State.LOGGED_IN:
+            self.session.logout(self._logged_out)
+            self.kick()
         with trio.move_on_after(self.timing.logout_timeout, shield=True):
-            try:
-                await self._ask(self.session.logout)
-            except IsblkError:
-                return
+            await self.closed.wait()
+        self.fail(PathLost(f"{self.portal} did not answer the logout within {self.timing.logout_timeout:g} s"))
+
+    def _logged_out(self, exchange: Exchange) -> None:
+        """Close at once, within the delivery of the answer: targets close theirs right behind it, which is no failure then."""
+        if exchange.error is not None:
+            self.fail(PathLost(f"{self.portal} did not take the logout: {exchange.error}"))
+        elif not self.closed.is_set():
             self._end(PathLost(f"the session to {self.portal} has been logged out"))
             self.error = None
-            return
-        self.fail(PathLost(f"{self.portal} did not answer the logout within {self.timing.logout_timeout:g} s"))
 
     async def watch(self) -> None:
         """Keep alive and keep deadlines until the connection ends: NOP-Out after silence, ABORT TASK for what takes too long."""
@@ -328,6 +340,8 @@ class Connection:
     def _aborted(self, task: Task, exchange: Exchange) -> None:
         gone = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)
         if exchange.error is None and exchange.response in gone:
+            self._aborting.pop(task, None)
+        elif task not in self.session.tasks():  # Its answer overtook that of the abort: nothing is left to end.
             self._aborting.pop(task, None)
         elif not isinstance(exchange.error, PathLost):
             reason = exchange.error or RequestFailed(f"response {exchange.response}")

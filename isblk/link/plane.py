@@ -86,10 +86,10 @@ class Plane:
         self._nursery.start_soon(self._later, seconds, function)
 
     def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
-        """Run an async function beside the plane: what a handler wants done that must await."""
+        """Run an async function beside the plane: what a handler wants done that must await. Should it raise, that is logged."""
         if self._nursery is None:
             raise AssertionError("the plane is not running")
-        self._nursery.start_soon(function, *arguments)
+        self._nursery.start_soon(self._beside, function, *arguments)
 
     @contextmanager
     def impatient(self) -> Iterator[None]:
@@ -116,6 +116,12 @@ class Plane:
         """Release the epoll; after `run` has ended."""
         self._epoll.close()
 
+    async def _beside(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        try:
+            await function(*arguments)
+        except Exception:
+            _log.exception("a task beside the plane failed")
+
     async def _later(self, seconds: float, function: Callable[[], None]) -> None:
         await trio.sleep(seconds)
         try:
@@ -131,13 +137,15 @@ class Plane:
         while events := self._epoll.poll(patience):
             self.polls += 1
             self._in_burst = True
-            for descriptor, mask in events:
-                self._handle(descriptor, mask)
-            while self._batch:
-                batch, self._batch = self._batch, []
-                for handler, function in batch:
-                    self._guard(handler, function)
-            self._in_burst = False
+            try:
+                for descriptor, mask in events:
+                    self._handle(descriptor, mask)
+                while self._batch:
+                    batch, self._batch = self._batch, []
+                    for handler, function in batch:
+                        self._guard(handler, function)
+            finally:  # Also on KeyboardInterrupt: what cleans up behind it must be able to send.
+                self._in_burst = False
             if monotonic() >= end:
                 return
             patience = 0.0 if self._impatient else PATIENCE_SECONDS

@@ -43,7 +43,7 @@ _READ_CAPACITY_16 = 0x10
 _GET_LBA_STATUS = 0x12
 _REPORT_TARGET_PORT_GROUPS = 0x0A
 _DISABLE_BLOCK_DESCRIPTORS = 0x08
-_WRITE_SAME_UNMAP = 0x08
+WRITE_SAME_UNMAP = 0x08
 _WRITE_SAME_NO_DATA_OUT_BUFFER = 0x01
 
 _inquiry = struct.Struct(">BBBHx").pack
@@ -155,7 +155,7 @@ def unmap_parameters(extents: Iterable[tuple[int, int]]) -> bytes:
 
 def write_same_16(lba: int, blocks: int, unmap: bool = False, no_data: bool = False) -> bytes:
     """WRITE SAME (16) (SBC-3 5.45): one block of data is repeated over `blocks` blocks; `no_data` is NDOB (zeroes, no data sent)."""
-    flags = (_WRITE_SAME_UNMAP if unmap else 0) | (_WRITE_SAME_NO_DATA_OUT_BUFFER if no_data else 0)
+    flags = (WRITE_SAME_UNMAP if unmap else 0) | (_WRITE_SAME_NO_DATA_OUT_BUFFER if no_data else 0)
     return _transfer_16(WRITE_SAME_16, flags, lba, blocks)
 
 

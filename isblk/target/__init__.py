@@ -5,7 +5,10 @@
     extents.py  PURE. A set of byte ranges
     store.py    PURE. Bytes over memory or a sparse file, with a volatile write cache that a crash can lose
     pages.py    PURE. What a logical unit says about itself: INQUIRY, VPD, mode pages, supported commands (SPC-4, SBC-3)
-    unit.py     PURE. The logical unit: one table of commands over a store (SBC-3)
+    outcome.py  PURE. What a command is to the device server: table row, nexus, outcome (SAM-5)
+    primary.py  PURE. Commands that every unit has (SPC-4)
+    medium.py   PURE. Commands of a disk (SBC-3)
+    unit.py     PURE. The logical unit: commands over a store, unit attentions, the switches of tests
     luns.py     PURE. The logical units of a target, found by their 8-byte LUN (SAM-5 4.7)
     negotiate.py PURE. Decisions on operational keys (RFC 7143 13)
     authenticate.py PURE. CHAP, the target's turns (RFC 7143 12.1.3)

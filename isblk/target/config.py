@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
+from isblk.errors import ProtocolError, UsageError
 from isblk.iscsi.chap import Credentials
+from isblk.iscsi.keys import KEYS
 
 DEFAULT_NAME = "iqn.2026-11.org.isblk:target"
 DEFAULT_ALGORITHMS = (5, 6, 7, 8)
@@ -126,3 +130,43 @@ class TargetConfig:
     discovery_auth: bool = False
     addressing: Addressing = Addressing.NATURAL
     offer: Offer = field(default_factory=Offer)
+
+
+_OFFER_FIELDS = {
+    "HeaderDigest": "header_digest",
+    "DataDigest": "data_digest",
+    "MaxRecvDataSegmentLength": "max_recv_data_segment_length",
+    "MaxBurstLength": "max_burst_length",
+    "FirstBurstLength": "first_burst_length",
+    "InitialR2T": "initial_r2t",
+    "ImmediateData": "immediate_data",
+    "MaxOutstandingR2T": "max_outstanding_r2t",
+    "DefaultTime2Wait": "default_time2wait",
+    "DefaultTime2Retain": "default_time2retain",
+}
+
+
+def offer_from_keys(pairs: Iterable[tuple[str, str]]) -> Offer:
+    """An Offer from keys of RFC 7143 13 as a person writes them (digests as a list). Raises UsageError."""
+    values: dict[str, Any] = {}
+    for name, text in pairs:
+        if name not in _OFFER_FIELDS:
+            raise UsageError(f"{name!r} is no value of the target that can be set: there are {', '.join(_OFFER_FIELDS)}")
+        key = KEYS[name]
+        try:
+            checked = [key.check(item) for item in text.split(",")] if name.endswith("Digest") else [key.check(text)]
+        except ProtocolError as error:
+            raise UsageError(f"{name}={text} cannot be: it is out of range (RFC 7143 13)") from error
+        values[_OFFER_FIELDS[name]] = _from_text(name, checked)
+    offer = Offer(**values)
+    if offer.first_burst_length > offer.max_burst_length:
+        raise UsageError("FirstBurstLength cannot be above MaxBurstLength (RFC 7143 13.14): set both")
+    return offer
+
+
+def _from_text(name: str, checked: list[str]) -> Any:
+    if name.endswith("Digest"):
+        return tuple(checked)
+    if checked[0] in ("Yes", "No"):
+        return checked[0] == "Yes"
+    return int(checked[0])

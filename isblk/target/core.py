@@ -24,9 +24,9 @@ from isblk.target.config import PortalConfig
 from isblk.target.login import Login
 from isblk.target.management import Request, TaskManager
 from isblk.target.negotiate import Agreed
+from isblk.target.outcome import Outcome
 from isblk.target.sessions import DISCOVERY, Node, Session
 from isblk.target.tasks import Burst, Task
-from isblk.target.unit import Outcome
 
 OUTGOING_LIMIT = 32 << 20
 """Bytes of queued output above which commands wait."""

@@ -16,8 +16,8 @@ from isblk.target import authenticate, negotiate
 from isblk.target.authenticate import Chap, Refused, Status
 from isblk.target.config import PortalConfig
 from isblk.target.negotiate import Negotiation
+from isblk.target.outcome import Nexus
 from isblk.target.sessions import DISCOVERY, NORMAL, Link, Node, Session
-from isblk.target.unit import Nexus
 
 Pair = tuple[str, str]
 MAX_REQUESTS = 64

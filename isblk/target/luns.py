@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from isblk.errors import UsageError
 from isblk.target import check
 from isblk.target.config import Addressing, LunConfig, TargetConfig
+from isblk.target.outcome import Data, Nexus, Outcome
 from isblk.target.store import Store
-from isblk.target.unit import Data, Nexus, Outcome, PortGroups, Unit
+from isblk.target.unit import PortGroups, Unit
 
 _INQUIRY, _REQUEST_SENSE, _REPORT_LUNS = 0x12, 0x03, 0xA0
 

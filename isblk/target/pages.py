@@ -12,8 +12,8 @@ from isblk.target.config import LunConfig
 VERSIONS = (0x00A0, 0x0960, 0x0460, 0x04C0)
 """SAM-5, iSCSI, SPC-4, SBC-3 (SPC-4 6.6.2)."""
 UNMAP_DESCRIPTORS = 256
-UNMAP_BYTES = 4 << 30
-WRITE_SAME_BYTES = 32 << 20
+UNMAP_BLOCKS = 1 << 20
+COMPARE_AND_WRITE_BLOCKS = 128
 UNMAP_GRANULARITY = 4096
 _TPGS_IMPLICIT = 0x10
 _WCE = 0x04
@@ -98,16 +98,16 @@ def _block_limits(identity: Identity, tpgt: int) -> bytes:
     data = bytearray(60)
     granularity = max(1, UNMAP_GRANULARITY // config.block_size)
     data[0] = 0x01  # WSNZ: a WRITE SAME of zero blocks is refused
-    data[1] = 255  # COMPARE AND WRITE, in blocks
+    data[1] = COMPARE_AND_WRITE_BLOCKS
     data[2:4] = max(1, config.physical_block_size // config.block_size).to_bytes(2, "big")
     data[4:8] = (config.max_transfer // config.block_size).to_bytes(4, "big")
     data[8:12] = (min(1 << 20, config.max_transfer) // config.block_size).to_bytes(4, "big")
     if config.thin:
-        data[16:20] = (UNMAP_BYTES // config.block_size).to_bytes(4, "big")
+        data[16:20] = UNMAP_BLOCKS.to_bytes(4, "big")
         data[20:24] = UNMAP_DESCRIPTORS.to_bytes(4, "big")
         data[24:28] = granularity.to_bytes(4, "big")
         data[28:32] = (0x80000000).to_bytes(4, "big")
-    data[32:40] = (WRITE_SAME_BYTES // config.block_size).to_bytes(8, "big")
+    data[32:40] = (config.max_transfer // config.block_size).to_bytes(8, "big")
     return bytes(data)
 
 

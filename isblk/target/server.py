@@ -1,9 +1,9 @@
 """The target's listeners: several portals, several portal groups, one identity (trio).
 
-Theory of operation: one trio task a connection, and no await per PDU. A round receives what is there (bounded), lets the core act on it, and
-sends everything that came of it with one sendmsg; only a round without progress waits. The core is plain functions that run between two
-awaits, so connections share the node without locks. Whoever changes a connection from outside (a test, another connection's reset, reinstatement)
-calls `wake`, which ends the wait.
+Theory of operation: one trio task a connection, and no await per PDU. A round receives what is there (bounded), lets the core act on it,
+and sends everything that came of it with one sendmsg; only a round without progress waits. The core is plain functions that run between
+two awaits, so connections share the node without locks. Whoever changes a connection from outside (a test, another connection's reset,
+reinstatement) calls `wake`, which ends the wait.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Protocol
 from isblk.iscsi.chap import Challenges
 from isblk.target.config import TargetConfig
 from isblk.target.luns import LogicalUnits
-from isblk.target.unit import Nexus
+from isblk.target.outcome import Nexus
 
 NORMAL, DISCOVERY = "Normal", "Discovery"
 _MASK, _HALF = 0xFFFFFFFF, 0x80000000

@@ -4,7 +4,7 @@ import pytest
 
 from isblk.errors import ExitCode, IsblkError, LoginRefused, NotFound, ProtocolError
 from isblk.iscsi import loginstatus
-from isblk.iscsi.loginstatus import AuthenticationFailed, LoginDeferred, Redirect
+from isblk.iscsi.loginstatus import AuthenticationFailed, LoginDeferred, Redirect, ServiceUnavailable
 from isblk.iscsi.names import Portal
 
 TARGET = "iqn.2001-04.com.example:disk1"
@@ -24,7 +24,7 @@ ROWS = {
     (2, 10): (LoginRefused, ExitCode.REFUSED),
     (2, 11): (LoginRefused, ExitCode.REFUSED),
     (3, 0): (LoginDeferred, ExitCode.REFUSED),
-    (3, 1): (LoginDeferred, ExitCode.REFUSED),
+    (3, 1): (ServiceUnavailable, ExitCode.NOT_FOUND),
     (3, 2): (LoginDeferred, ExitCode.REFUSED),
 }
 
@@ -43,7 +43,9 @@ def test_a_status_becomes_one_sentence_with_a_remedy(code: tuple[int, int], expe
     assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize(("code", "expected"), [((2, 99), LoginRefused), ((3, 99), LoginDeferred), ((4, 0), ProtocolError), ((255, 255), ProtocolError)])
+@pytest.mark.parametrize(
+    ("code", "expected"), [((2, 99), LoginRefused), ((3, 99), LoginDeferred), ((4, 0), ProtocolError), ((255, 255), ProtocolError)]
+)
 def test_unknown_details_fall_back_to_their_class(code: tuple[int, int], expected: type[IsblkError]) -> None:
     error = loginstatus.refusal(*code, TARGET)
     assert type(error) is expected

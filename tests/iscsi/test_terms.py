@@ -40,7 +40,9 @@ def test_every_key_to_negotiate_is_offered_with_the_defaults_for_speed() -> None
 
 
 def test_no_key_of_the_table_that_the_stage_negotiates_is_left_out() -> None:
-    negotiable = {key.name for key in KEYS.values() if key.rule not in (Rule.DECLARATIVE, Rule.OBSOLETE) and key.initiator & Stages.OPERATIONAL}
+    negotiable = {
+        key.name for key in KEYS.values() if key.rule not in (Rule.DECLARATIVE, Rule.OBSOLETE) and key.initiator & Stages.OPERATIONAL
+    }
     assert negotiable <= dict(settings().offers()).keys()
 
 
@@ -61,7 +63,9 @@ def test_a_login_to_a_session_that_exists_offers_no_leading_keys() -> None:
     assert list(dict(settings(tsih=7).offers())) == ["HeaderDigest", "DataDigest", "MaxRecvDataSegmentLength"]
 
 
-@pytest.mark.parametrize(("setting", "offer"), [("none", "None"), ("crc32c", "CRC32C"), ("prefer", "CRC32C,None"), ("allow", "None,CRC32C")])
+@pytest.mark.parametrize(
+    ("setting", "offer"), [("none", "None"), ("crc32c", "CRC32C"), ("prefer", "CRC32C,None"), ("allow", "None,CRC32C")]
+)
 def test_digest_settings(setting: str, offer: str) -> None:
     offers = dict(settings(header_digest=setting, data_digest="none").offers())
     assert (offers["HeaderDigest"], offers["DataDigest"]) == (offer, "None")

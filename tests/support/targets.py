@@ -104,7 +104,7 @@ class TargetProcess:
 
 @contextmanager
 def target_process(luns: tuple[LunConfig, ...] | list[LunConfig] | None = None, **settings: Any) -> Iterator[TargetProcess]:
-    """A target in a process of its own for the length of the block; the same settings as `running_target`. It ends with its standard input."""
+    """A target in a process of its own for the length of the block, with the settings of `running_target`; it ends with its input."""
     described = json.dumps(_describe(configuration(luns, **settings)))
     script = Path(__file__).with_name("target_process.py")
     process = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,275 @@
+"""Device over one session and LUN: requests in whole blocks become SCSI commands within the unit's limits (SBC-3 5).
+
+Theory of operation. A READ or WRITE that fits is one Task and nothing else (hot). Whatever takes several commands is a Series of child
+requests that come back through the same doors. What a command's end means is decided in scsi/sense.py and acted on in command.py; this
+file knows what each operation is made of, and what the unit has taught since it was probed: its mode, what it lost, what it refuses.
+
+Durability. FLUSH is SYNCHRONIZE CACHE where the unit has a volatile cache (WCE, or unknown), and no command where it has none. FUA is the
+FUA bit where the unit obeys it (DPOFUA), else the write and then a SYNCHRONIZE CACHE. Whenever the mode may have changed, cache is assumed
+and FUA is not until the mode page has been read again: SYNCHRONIZE CACHE too often costs time, too seldom costs data.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from isblk.block import mapping, probe
+from isblk.block.command import Command, ModeSense, Synchronize, Transfer, WriteSame
+from isblk.block.flush import Flushes
+from isblk.block.request import Geometry, Op, Request
+from isblk.block.series import Series, pieces
+from isblk.errors import ProtocolError, RequestFailed, RequestInvalid, UsageError
+from isblk.scsi import cdb
+from isblk.scsi.data import Mode
+from isblk.scsi.lun_number import lun_text
+from isblk.scsi.sense import Attention, Verdict
+
+log = logging.getLogger(__name__)
+
+LARGEST_TRANSFER = 8 << 20
+"""Bytes of one READ or WRITE where the unit reports no limit or a higher one: larger gains nothing and holds up what is behind it."""
+LARGEST_WRITE_SAME = 0x7FFFFF
+"""Blocks of one WRITE SAME where the unit reports no limit (as Linux does)."""
+LARGEST_UNMAP = 0xFFFFFFFF
+"""Blocks of one UNMAP descriptor."""
+ZEROES = 1 << 20
+"""Bytes of zeroes written at once where WRITE SAME is unknown."""
+
+# How loud each attention is; those that are routine (every new nexus, a controller that moves on) are not worth an administrator's night.
+_LEVELS = {
+    Attention.CAPACITY_CHANGED: logging.WARNING,
+    Attention.IDENTITY_CHANGED: logging.WARNING,
+    Attention.MEDIUM_CHANGED: logging.WARNING,
+    Attention.SPACE_LOW: logging.WARNING,
+    Attention.WRITE_LOST: logging.ERROR,
+}
+
+
+class LogicalUnit:
+    """A disk behind one session. `attentions` collects what the unit announced since it was probed; whoever acts on one removes it.
+
+    Raises UsageError for a unit that is no usable disk (Description.refusal).
+    """
+
+    def __init__(self, link: probe.Link, description: probe.Description) -> None:
+        if description.refusal is not None:
+            raise UsageError(description.refusal)
+        self.link = link
+        self.lun = description.lun
+        self.attentions: set[Attention] = set()
+        self.on_attention: Callable[[Attention], None] | None = None
+        self._flushes = Flushes(self._synchronize)
+        self._write_lost: str | None = None
+        self._mode_being_read = False
+        self._mode_stale = False
+        self._zero_ways = _zero_ways(description)
+        self._starters = (self._read, self._write, self._flush, self._trim, self._zero)  # in the order of Op
+        self._describe(description)
+
+    def _describe(self, description: probe.Description) -> None:
+        """Everything that follows from the description, worked out once; the hot path reads it."""
+        self.description = description
+        self._geometry = probe.geometry(description)
+        block = description.block_size
+        blocks = self._geometry.size // block
+        most = max(1, min(description.limits.max_transfer or LARGEST_TRANSFER, LARGEST_TRANSFER // block))
+        self._shift = block.bit_length() - 1
+        self._most_bytes = most * block
+        self._read_cdb, self._write_cdb = cdb.transfer_builders(blocks, most)
+        self._sync_cdb = cdb.synchronize_cache_10() if blocks - 1 <= cdb.LAST_LBA_10 else cdb.synchronize_cache_16()
+        self._fua_flag = cdb.FUA if description.mode.fua else 0
+        self._fua_is_flush = self._geometry.write_cache and not description.mode.fua
+
+    @property
+    def geometry(self) -> Geometry:
+        """The unit as it is now; a new object after `refresh` and after its mode changed."""
+        return self._geometry
+
+    def submit(self, request: Request) -> None:
+        """Queue one request of whole blocks."""
+        self._starters[request.op](request)
+
+    def kick(self) -> None:
+        """End of a batch: send what was queued."""
+        self.link.kick()
+
+    def _read(self, request: Request) -> None:
+        if 0 < request.length <= self._most_bytes:
+            shift = self._shift
+            command = self._read_cdb(request.offset >> shift, request.length >> shift, 0)
+            self.link.submit(Transfer(self, command, request, request.data))
+        else:
+            self._in_pieces(request)
+
+    def _write(self, request: Request) -> None:
+        if request.fua and self._fua_is_flush:
+            self._then_flush(request)
+        elif 0 < request.length <= self._most_bytes:
+            shift = self._shift
+            command = self._write_cdb(request.offset >> shift, request.length >> shift, self._fua_flag if request.fua else 0)
+            self.link.submit(Transfer(self, command, request, None, request.data))
+        else:
+            self._in_pieces(request)
+
+    def _in_pieces(self, request: Request) -> None:
+        Series(request, pieces(request, self._most_bytes), self.submit, self.kick).start()
+
+    def _then_flush(self, request: Request) -> None:
+        """FUA for a unit or an operation without the bit: first the change, then the cache."""
+
+        def done(change: Request) -> None:
+            if change.error is not None:
+                request.finish(change.error)
+            else:
+                self._flush(request)
+
+        self.submit(Request(request.op, request.offset, request.length, request.data, done=done))
+
+    def _flush(self, request: Request) -> None:
+        if self._geometry.write_cache:
+            self._flushes.submit(request)
+        else:
+            request.finish(self.write_lost())
+
+    def _synchronize(self, request: Request) -> None:
+        self.link.submit(Synchronize(self, self._sync_cdb, request))
+        self.kick()
+
+    def _trim(self, request: Request) -> None:
+        """UNMAP, or WRITE SAME with UNMAP where that is what the unit has; only whole granules, the unit may ignore less."""
+        provisioning, limits = self.description.provisioning, self.description.limits
+        if provisioning.unmap:
+            start, most = self._unmap, limits.max_unmap_blocks or LARGEST_UNMAP
+        elif provisioning.write_same_16_unmap:
+            start, most = self._write_same_unmap, limits.max_write_same or LARGEST_WRITE_SAME
+        else:
+            request.finish(RequestInvalid(f"LUN {lun_text(self.lun)} cannot deallocate blocks", errno.EOPNOTSUPP))
+            return
+        Series(request, self._granules(request, most), start, self.kick).start()
+
+    def _granules(self, request: Request, most: int) -> Iterator[Request]:
+        """The whole granules of a range in parts of at most `most` blocks; a part ends at a granule's end where that is possible."""
+        granularity, alignment = max(1, self.description.limits.unmap_granularity), self.description.limits.unmap_alignment
+        first, end = request.offset >> self._shift, (request.offset + request.length) >> self._shift
+        first = -((alignment - first) // granularity) * granularity + alignment
+        end = (end - alignment) // granularity * granularity + alignment
+        most = min(most, LARGEST_UNMAP)
+        step = most - most % granularity or most
+        for lba in range(first, end, step):
+            yield Request(Op.TRIM, lba << self._shift, min(step, end - lba) << self._shift)
+
+    def _unmap(self, part: Request) -> None:
+        """One descriptor a command: the limit on blocks is one for the whole command, so more of them would not carry more."""
+        parameters = cdb.unmap_parameters([(part.offset >> self._shift, part.length >> self._shift)])
+        self.link.submit(Command(self, cdb.unmap(len(parameters)), part, None, memoryview(parameters)))
+
+    def _write_same_unmap(self, part: Request) -> None:
+        command = cdb.write_same_16(part.offset >> self._shift, part.length >> self._shift, unmap=True)
+        self.link.submit(Command(self, command, part, None, memoryview(bytes(self.description.block_size))))
+
+    def _zero(self, request: Request) -> None:
+        if request.fua and self._geometry.write_cache:  # WRITE SAME has no FUA bit
+            self._then_flush(request)
+            return
+        most = min(self.description.limits.max_write_same or LARGEST_WRITE_SAME, cdb.MAX_BLOCKS_16)
+        Series(request, pieces(request, most << self._shift), self._zero_part, self.kick).start()
+
+    def _zero_part(self, part: Request) -> None:
+        if self._zero_ways:
+            command = cdb.write_same_16(part.offset >> self._shift, part.length >> self._shift, unmap=self._zero_ways[0])
+            self.link.submit(WriteSame(self, command, part, None, memoryview(bytes(self.description.block_size))))
+        else:
+            zeroes = memoryview(bytes(min(ZEROES, part.length)))
+            writes = (
+                Request(Op.WRITE, part.offset + at, min(ZEROES, part.length - at), zeroes[: part.length - at])
+                for at in range(0, part.length, ZEROES)
+            )
+            Series(part, writes, self.submit, self.kick).start()
+
+    def write_same_refused(self, command: Command, forever: bool) -> None:
+        """Remember what the unit does not know, and zero this part in the next way: without UNMAP, at last by writing."""
+        unmap = bool(command.cdb[1] & cdb.WRITE_SAME_UNMAP)
+        self._zero_ways = [] if forever else [way for way in self._zero_ways if way is not unmap]
+        self._zero_part(command.request)
+        self.kick()
+
+    def attention(self, judged: Verdict) -> None:
+        """Note what the unit announced. Capacity and identity need a decision from above; the mode is read again here."""
+        kind = judged.attention
+        if kind is None:
+            raise AssertionError(f"{judged} announces nothing")
+        log.log(_LEVELS.get(kind, logging.INFO), "LUN %s: %s", lun_text(self.lun), judged.reason)
+        self.attentions.add(kind)
+        if kind is Attention.WRITE_LOST:
+            self._write_lost = judged.reason
+        elif kind in (Attention.MODE_CHANGED, Attention.RESET):  # a reset brings back the saved mode
+            self._read_mode()
+        if self.on_attention is not None:
+            self.on_attention(kind)
+
+    def write_lost(self) -> Exception | None:
+        """The error of the first FLUSH after the unit confessed that an acknowledged write failed; None ever after."""
+        reason, self._write_lost = self._write_lost, None
+        return None if reason is None else RequestFailed(f"LUN {lun_text(self.lun)} lost a write it had acknowledged: {reason}")
+
+    def _read_mode(self) -> None:
+        """Ask for the mode; one question at a time, or a unit that never stops announcing changes would be asked without end."""
+        self._set_mode(replace(self.description.mode, fua=False, write_cache=None))
+        self._mode_stale = True
+        question = self.description.mode_sense
+        if question is None or self._mode_being_read:
+            return
+        self._mode_being_read = True
+        answer = memoryview(bytearray(probe.mode_allocation(question)))
+        self.mode_asked()
+        self.link.submit(ModeSense(self, question, Request(Op.READ), answer))
+        self.kick()
+
+    def mode_asked(self) -> None:
+        """MODE SENSE is about to be sent: its answer will know of everything announced so far."""
+        self._mode_stale = False
+
+    def mode_came(self, answer: bytes | None) -> None:
+        """The mode as it is now; ask once more when something was announced meanwhile. Nonsense teaches nothing."""
+        self._mode_being_read = False
+        question = self.description.mode_sense
+        if answer is None or question is None:
+            return
+        if self._mode_stale:
+            self._read_mode()
+            return
+        try:
+            self._set_mode(probe.parse_mode(question, answer))
+        except ProtocolError as error:
+            log.info("LUN %s: %s", lun_text(self.lun), error)
+
+    def _set_mode(self, mode: Mode) -> None:
+        if mode != self.description.mode:
+            self._describe(replace(self.description, mode=mode))
+
+    async def refresh(self) -> Geometry:
+        """Take up a changed capacity. Raises CommandFailed, PathLost, ProtocolError; RequestInvalid when the blocks themselves changed."""
+        capacity = await probe.read_capacity(self.link, self.lun)
+        if capacity.block_length != self.description.block_size:
+            changed = f"{capacity.block_length} bytes instead of {self.description.block_size}"
+            raise RequestInvalid(f"LUN {lun_text(self.lun)} now has blocks of {changed}; mount it again")
+        self.attentions.discard(Attention.CAPACITY_CHANGED)
+        self._describe(replace(self.description, capacity=capacity))
+        return self._geometry
+
+    async def lba_status(self, offset: int, length: int) -> list[mapping.Extent]:
+        """Provisioning of `length` bytes at `offset` (whole blocks), a hint. Raises CommandFailed, PathLost, ProtocolError."""
+        return await mapping.block_status(self.link, self.description, offset, length)
+
+    def __repr__(self) -> str:
+        return f"<LogicalUnit {lun_text(self.lun)} {self._geometry.size} bytes>"
+
+
+def _zero_ways(description: probe.Description) -> list[bool]:
+    """WRITE SAME with UNMAP and without, the better first. With UNMAP only where deallocated blocks read as zeroes (LBPRZ)."""
+    provisioning, capacity = description.provisioning, description.capacity
+    reads_zero = provisioning.reads_zero or (capacity is not None and capacity.reads_zero)
+    return [True, False] if provisioning.write_same_16_unmap and reads_zero else [False]

@@ -1,0 +1,45 @@
+"""What every command that logs in does first: the target from its arguments, our name, an ISID slot, and a session on a running plane."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from isblk.cli.options import DIGESTS
+from isblk.cli.running import log_to_stderr, trace_pdu
+from isblk.config import LoginOptions, Target, make_access
+from isblk.iscsi.names import Portal
+from isblk.link.connection import Connection
+from isblk.link.opening import opened
+from isblk.link.plane import Plane, running_plane
+from isblk.state import claim_slot, initiator_name, places
+
+PORTAL_OPTIONS = ("portals", "verbose", "trace", "initiator_name", "digest")
+
+
+def login_options(options: dict[str, Any]) -> LoginOptions:
+    """The shared options of a command (cli/options.py) as they concern the login; sets up logging on the way."""
+    log_to_stderr(options["verbose"], options["trace"])
+    rest = {name: value for name, value in options.items() if name not in PORTAL_OPTIONS}
+    return LoginOptions(digests=DIGESTS[options["digest"]], **rest)
+
+
+@asynccontextmanager
+async def logged_in(
+    target_name: str | None, portals: Sequence[Portal], options: dict[str, Any], user: str | None = None
+) -> AsyncIterator[tuple[Plane, Connection]]:
+    """A session (a discovery session without a target name) for the length of a block."""
+    wanted = login_options(options)
+    state = places().state
+    name = initiator_name(state, options["initiator_name"])
+    with claim_slot(state, f"{target_name or 'discovery'} at {portals[0]}") as slot:
+        trace = trace_pdu if options["trace"] else None
+        access = make_access(name, slot.isid, wanted, user=user, trace=trace)
+        async with running_plane() as plane, opened(plane, portals, target_name, access) as connection:
+            yield plane, connection
+
+
+def to_target(target: Target, options: dict[str, Any]) -> Any:
+    """`logged_in` for a parsed TARGET."""
+    return logged_in(target.name, target.portals, options, target.user)

@@ -1,0 +1,62 @@
+"""`isblk umount`: unmount, and wait until its daemon has written back and logged out."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from isblk import control
+from isblk.cli.running import errors_as_sentences
+from isblk.errors import IsblkError, RequestFailed
+from isblk.export import mountpoint as mountpoints
+from isblk.state import places
+
+
+@click.command("umount")
+@click.argument("mountpoint", metavar="MOUNTPOINT")
+@click.option("--timeout", type=click.FloatRange(1, 86400), default=control.STOP_DEADLINE, show_default=True, help="Seconds to wait.")
+def command(mountpoint: str, timeout: float) -> None:
+    """Unmount MOUNTPOINT and return when everything is written back and the session is logged out.
+
+    \b
+    isblk umount ./disk
+
+    umount(8) and `fusermount3 -u` end a mount just as well, but do not wait for the end and do not tell what could not be written back.
+    """
+    with errors_as_sentences():
+        daemon = _daemon_of(mountpoint)
+        if daemon is None:
+            mountpoints.unmount(mountpoint)
+            return
+        with control.watched(daemon.path) as ended:
+            mountpoints.unmount(mountpoint)
+            ended(timeout)
+        _tell_failure(daemon)
+
+
+def _daemon_of(mountpoint: str) -> control.Daemon | None:
+    """The daemon that serves a mountpoint; None when it is dead, or when the mount is not isblk's."""
+    wanted = {os.path.abspath(mountpoint), os.path.realpath(os.path.dirname(os.path.abspath(mountpoint)))}
+    wanted.add(os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(mountpoint))), os.path.basename(mountpoint.rstrip("/"))))
+    for daemon in control.daemons(places().run):
+        try:
+            status: dict[str, Any] = control.ask(daemon.path, "status")
+        except IsblkError:
+            continue
+        if status.get("where") in wanted:
+            return daemon
+    return None
+
+
+def _tell_failure(daemon: control.Daemon) -> None:
+    """What the daemon left behind when it could not write back (cli/mount.py)."""
+    note = control.failure_note(daemon.path.parent, daemon.pid)
+    try:
+        text = note.read_text()
+        note.unlink()
+    except OSError:
+        return
+    raise RequestFailed(text)
+

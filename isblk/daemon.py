@@ -1,0 +1,165 @@
+"""One mount from login to logout: what `isblk mount` runs, in the foreground or detached.
+
+The order of the end is the promise: the file goes out of sight, queued writes finish, SYNCHRONIZE CACHE, Logout. It holds for `isblk umount`, umount(8),
+`fusermount3 -u`, SIGTERM and Ctrl-C alike; what could not be written back is told in the log, in the exit code, and to `isblk umount`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from isblk import controlserver
+from isblk.block.request import flush
+from isblk.block.stack import Disk, only, open_disk, open_disks
+from isblk.config import Target
+from isblk.errors import IsblkError, PathLost, RequestFailed
+from isblk.export.files import Owner, Volume
+from isblk.export.fuse import Counters, MountOptions, serve
+from isblk.export.mountpoint import Mountpoint, prepare
+from isblk.link.connection import Connection
+from isblk.link.opening import Access, opened
+from isblk.link.plane import Plane, running_plane
+from isblk.scsi.lun_number import lun_text
+from isblk.status import device_status, session_status
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MountSpec:
+    """What to mount where. `run_directory` is where the control socket goes; `lun` None is the only disk, or all of them in a directory."""
+
+    target: Target
+    lun: int | None
+    mountpoint: str
+    run_directory: Path
+    read_only: bool = False
+    allow_other: bool = False
+
+
+@dataclass
+class Running:
+    """A mount that is there, as `isblk status` shows it."""
+
+    spec: MountSpec
+    access: Access
+    mountpoint: Mountpoint
+    connection: Connection
+    disks: list[Disk]
+    stop: trio.Event
+    counters: Counters = field(default_factory=Counters)
+    since: float = field(default_factory=time.time)
+
+    def status(self) -> dict[str, Any]:
+        """The answer of the control socket."""
+        return {
+            "pid": os.getpid(),
+            "kind": "mount",
+            "where": str(self.mountpoint.path),
+            "target": self.spec.target.name,
+            "read_only": self.spec.read_only,
+            "since": self.since,
+            "sessions": [session_status(self.connection, self.access)],
+            "devices": [device_status(disk) for disk in self.disks],
+            "fuse": vars(self.counters),
+        }
+
+
+async def mount(spec: MountSpec, access: Access, stop: trio.Event, started: Callable[[], None]) -> None:
+    """Log in, show the disks, serve until unmounted or `stop`, write back, log out. `started` is called when the file is there.
+
+    Raises IsblkError: before `started` nothing is left mounted and no session is left; after it, data could not be written back.
+    """
+    async with running_plane() as plane, opened(plane, spec.target.portals, spec.target.name, access) as connection:
+        disks = await _disks(connection, spec)
+        mountpoint = prepare(spec.mountpoint, directory=_is_directory(spec, disks), allow_other=spec.allow_other)
+        running = Running(spec, access, mountpoint, connection, disks, stop)
+        try:
+            await _serve(plane, running, started)
+        finally:
+            with trio.CancelScope(shield=True):
+                await _write_back(disks)
+
+
+async def _disks(connection: Connection, spec: MountSpec) -> list[Disk]:
+    number = spec.lun if spec.lun is not None else spec.target.lun
+    if number is not None:
+        return [await open_disk(connection, number)]
+    disks, left_out = await open_disks(connection)
+    for sentence in left_out:
+        _log.info("%s: left out", sentence)
+    return disks if os.path.isdir(spec.mountpoint) else [only(disks, spec.target.name)]
+
+
+def _is_directory(spec: MountSpec, disks: list[Disk]) -> bool:
+    return len(disks) > 1 or os.path.isdir(spec.mountpoint)
+
+
+async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:
+    spec, disks = running.spec, running.disks
+    volume = _volume(running)
+    source = f"{spec.target.name}/{lun_text(disks[0].description.lun)}" if not volume.is_directory else spec.target.name
+    options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other)
+    failure: IsblkError | None = None
+    with plane.impatient():
+        async with trio.open_nursery() as nursery:
+            # An exception that crosses a nursery comes out in a group: kept until it has closed.
+            try:
+                await nursery.start(controlserver.serve, spec.run_directory, running.status, running.stop.set)
+                nursery.start_soon(_report_loss, running)
+                async with trio.open_nursery() as serving:
+                    await serving.start(serve, volume, running.mountpoint, options, running.counters, running.stop)
+                    started()
+            except* IsblkError as group:
+                failure = next(error for error in _leaves(group) if isinstance(error, IsblkError))
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
+
+
+def _volume(running: Running) -> Volume:
+    owner = Owner(os.getuid(), os.getgid(), time.time_ns())
+    disks, read_only = running.disks, running.spec.read_only
+    if running.mountpoint.is_directory:
+        return Volume.of_directory({disk.number: disk.gate for disk in disks}, owner, read_only)
+    return Volume.of_file(disks[0].gate, owner, read_only)
+
+
+async def _report_loss(running: Running) -> None:
+    """Say once that the session is gone: requests fail with EIO from then on, until the user unmounts."""
+    await running.connection.closed.wait()
+    error = running.connection.error
+    if error is not None:
+        _log.error("%s: %s; every request fails until it is unmounted and mounted again", running.mountpoint.path, error)
+
+
+async def _write_back(disks: list[Disk]) -> None:
+    """Let queued requests finish, then SYNCHRONIZE CACHE. Raises RequestFailed, naming each disk whose data may be lost."""
+    lost: list[str] = []
+    for disk in disks:
+        disk.gate.close()
+        await disk.gate.drained()
+        try:
+            await flush(disk.unit)
+        except PathLost as error:
+            if disk.gate.unflushed:
+                lost.append(f"LUN {lun_text(disk.description.lun)} ({error})")
+        except IsblkError as error:
+            lost.append(f"LUN {lun_text(disk.description.lun)} ({error})")
+    if lost:
+        raise RequestFailed(f"written data may be lost: the write cache could not be synchronized on {', '.join(lost)}")
