@@ -29,9 +29,10 @@ class Request:
     """One operation on a device: `offset` and `length` in bytes, `data` a view of exactly `length` bytes (READ fills it, WRITE sends it).
 
     The caller lends `data` until `finish` and must not change it (WRITE) or look at it (READ) before. FLUSH has offset 0 and length 0.
+    `gate_done` is where the gate keeps the caller's `done` meanwhile (a dict of its own was measured at twice the cost).
     """
 
-    __slots__ = ("data", "done", "error", "finished", "fua", "length", "offset", "op")
+    __slots__ = ("data", "done", "error", "finished", "fua", "gate_done", "length", "offset", "op")
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Request:
         self.data = data
         self.fua = fua
         self.done = done
+        self.gate_done: Callable[[Request], None] | None = None
         self.error: Exception | None = None
         self.finished = False
 

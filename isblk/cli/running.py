@@ -58,13 +58,16 @@ def fail(sentence: str, code: int) -> NoReturn:
     sys.exit(int(code))
 
 
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    """Run an async command to its end; SIGINT and SIGTERM cancel it, so that its sessions are logged out first."""
+def run(main: Callable[[], Awaitable[None]], *, until_signal: bool = False) -> None:
+    """Run an async command to its end; SIGINT and SIGTERM cancel it, so that its sessions are logged out first.
+
+    `until_signal` is for a server: a signal is how it is meant to end, and its exit code is 0.
+    """
     with errors_as_sentences():
-        trio.run(_interruptible, main)
+        trio.run(_interruptible, main, until_signal)
 
 
-async def _interruptible(main: Callable[[], Awaitable[None]]) -> None:
+async def _interruptible(main: Callable[[], Awaitable[None]], until_signal: bool) -> None:
     caught: list[int] = []
     failure: BaseException | None = None
 
@@ -83,7 +86,7 @@ async def _interruptible(main: Callable[[], Awaitable[None]]) -> None:
             except (IsblkError, OSError, click.ClickException, click.exceptions.Exit) as error:
                 failure = error
         nursery.cancel_scope.cancel()
-    if caught:
+    if caught and not until_signal:
         raise Interrupted(f"interrupted by {signal.Signals(caught[0]).name}")
     if failure is not None:
         raise failure

@@ -42,7 +42,7 @@ def command(luns: tuple[str, ...], portals: tuple[str, ...], as_json: bool, verb
     The portals have no encryption: listen on addresses that only trusted machines reach. Port 0 takes a free port.
     """
     log_to_stderr(verbose)
-    run(lambda: _serve(luns, portals or ("127.0.0.1:3260",), as_json, options))
+    run(lambda: _serve(luns, portals or ("127.0.0.1:3260",), as_json, options), until_signal=True)
 
 
 async def _serve(luns: tuple[str, ...], portals: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:

@@ -25,7 +25,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -36,9 +38,10 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT
 
 from isblk.block.request import Device, Op, Request
 from isblk.errors import IsblkError, UsageError
+from isblk.export.batch import Batch
 from isblk.export.buffers import BufferPool, keep_memory
 from isblk.export.files import Attributes, Volume
-from isblk.export.mountpoint import Mountpoint, device_number, unmount
+from isblk.export.mountpoint import FUSE_DEVICE, Mountpoint, device_number, unmount
 
 log = logging.getLogger(__name__)
 
@@ -116,13 +119,14 @@ class FuseExport(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, volume: Volume, counters: Counters | None = None) -> None:
+    def __init__(self, volume: Volume, counters: Counters | None = None, batch: Batch | None = None) -> None:
         super().__init__()
         self.counters = counters if counters is not None else Counters()
         self.answered = trio.Event()
         self.read_only = volume.read_only
         self._volume = volume
         self._pool = BufferPool()
+        self._batch = batch if batch is not None else Batch()
 
     def init(self) -> None:
         """The kernel's first request (FUSE_INIT) is here: from now on the file is there for everybody."""
@@ -187,14 +191,11 @@ class FuseExport(pyfuse3.Operations):
         await self._carry_out(device, _Waiting(Op.FLUSH))
 
     async def _carry_out(self, device: Device, request: _Waiting) -> None:
-        """Submit and sleep until `done`; the error leaves as FUSEError.
-
-        The kick follows each submit: pyfuse3 takes one request per two passes of trio's loop, so no second one can be queued by then.
-        """
+        """Submit and sleep until `done`; the error leaves as FUSEError."""
         counters = self.counters
         counters.in_flight += 1
         device.submit(request)
-        device.kick()
+        self._batch.submitted(device, last=counters.in_flight >= TASKS)
         if not request.finished:
             request.task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_keep_waiting)
@@ -204,10 +205,11 @@ class FuseExport(pyfuse3.Operations):
 
     def _fail(self, error: Exception) -> NoReturn:
         self.counters.errors += 1
-        if not isinstance(error, IsblkError):
-            raise error
-        log.debug("answered with errno %d: %s", error.errno, error)
-        raise pyfuse3.FUSEError(error.errno) from None
+        if isinstance(error, IsblkError):
+            log.debug("answered with errno %d: %s", error.errno, error)
+            raise pyfuse3.FUSEError(error.errno) from None
+        log.error("a bug: a request ended with an error that is none of isblk's", exc_info=error)  # answered, for it must not end the mount
+        raise pyfuse3.FUSEError(errno.EIO) from None
 
     # Names and attributes.
 
@@ -303,12 +305,18 @@ async def serve(
     and ending the devices is the caller's. A cancelled serve ends as well, but not before its requests in flight have finished. One mount
     per process: pyfuse3 keeps its session in globals. Raises UsageError when the kernel or fusermount3 refuses the mount.
     """
-    export = FuseExport(volume, counters)
+    waiting = select.poll()  # on /dev/fuse, once it is open
+    batch = Batch(lambda: bool(waiting.poll(0)))
+    export = FuseExport(volume, counters, batch)
     keep_memory()
+    before = _fuse_descriptors()
     _mount(export, mountpoint, options)
+    for descriptor in _fuse_descriptors() - before:
+        waiting.register(descriptor, select.POLLIN)
     number = device_number(mountpoint.path)
     try:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(batch.run)
             nursery.start_soon(_report, export, number, task_status)
             if stop is not None:
                 nursery.start_soon(_stop, stop, mountpoint)
@@ -358,6 +366,16 @@ def _mount(export: FuseExport, mountpoint: Mountpoint, options: MountOptions) ->
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def _fuse_descriptors() -> set[int]:
+    """Our open /dev/fuse; pyfuse3 keeps the number of its own to itself."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the descriptor that listdir itself had open
+            if os.readlink(f"/proc/self/fd/{name}") == os.fspath(FUSE_DEVICE):
+                found.add(int(name))
+    return found
 
 
 def _raise_background(connection: int) -> None:

@@ -35,12 +35,13 @@ class CommandWindow:
 
     def update(self, exp_cmd_sn: int, max_cmd_sn: int) -> None:
         """Believe a pair from the target if it makes sense: a MaxCmdSN below ExpCmdSN - 1 and older numbers are ignored (4.2.2.1)."""
-        if follows((exp_cmd_sn - 1) & MASK, max_cmd_sn):
+        if (max_cmd_sn - exp_cmd_sn + 1) & MASK >= _HALF:
             return
-        if follows(max_cmd_sn, self.max_cmd_sn):
+        opened = (max_cmd_sn - self.max_cmd_sn) & MASK
+        if 0 < opened < _HALF:
             self.max_cmd_sn = max_cmd_sn
             self._measure()
-        if follows(exp_cmd_sn, self.exp_cmd_sn):
+        if 0 < (exp_cmd_sn - self.exp_cmd_sn) & MASK < _HALF:
             self.exp_cmd_sn = exp_cmd_sn
 
     def _measure(self) -> None:

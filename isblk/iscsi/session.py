@@ -255,7 +255,7 @@ class Session:
         flags, _, status, _, itt, _, stat_sn, exp_cmd_sn, max_cmd_sn, data_sn, offset, residual = _unpack_target(bhs)
         task = self._tasks.get(itt)
         length = len(data)
-        if task is None or length != task.length or data_sn or offset or task.read_into is None:
+        if task is None or length != task.length or data_sn or offset or task.data_sn or task.read_into is None:
             into = self._landing(itt, data_sn, offset, length)
             task = self._tasks[itt]
         else:

@@ -191,7 +191,7 @@ async def _converse(plane: Plane, sock: socket.socket, portal: Portal, settings:
         while sink.session is None:
             await _send_all(sock, b"".join(sink.out))
             sink.out.clear()
-            await _receive_some(sock, sink.framer, portal)
+            await _receive_some(sock, sink.framer, conversation)
     except Redirect:
         raise
     except IsblkError as error:
@@ -208,7 +208,7 @@ async def _send_all(sock: socket.socket, data: bytes) -> None:
             await trio.lowlevel.wait_writable(sock)
 
 
-async def _receive_some(sock: socket.socket, framer: Framer, portal: Portal) -> None:
+async def _receive_some(sock: socket.socket, framer: Framer, conversation: LoginConversation) -> None:
     while True:
         try:
             count = sock.recv_into(framer.receive_buffer())
@@ -216,6 +216,6 @@ async def _receive_some(sock: socket.socket, framer: Framer, portal: Portal) -> 
         except BlockingIOError:
             await trio.lowlevel.wait_readable(sock)
     if not count:
-        raise Unreachable(f"{portal} closed the connection during the login; its log may say why")
+        raise conversation.closed()
     framer.received(count)
 

@@ -95,5 +95,3 @@ async def test_a_unit_that_tells_one_block_at_a_time_is_not_asked_for_ever() -> 
     found, questions = await status(disk, 0, 1024)
     assert found == [(0, MOST_COMMANDS, DEALLOCATED), (MOST_COMMANDS, 1024 - MOST_COMMANDS, MAPPED)]
     assert questions == MOST_COMMANDS
-
-

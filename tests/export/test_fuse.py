@@ -26,6 +26,7 @@ from isblk.export.fuse import FuseExport, MountOptions
 from isblk.export.mountpoint import is_mounted, prepare, unmount
 from support.fusedaemon import Plan, mounted, start
 from support.mounts import Mounts
+from support.waiting import until
 
 MIB = 1 << 20
 pytestmark = pytest.mark.usefixtures("fuse")
@@ -317,6 +318,19 @@ def test_sigterm_answers_what_was_begun_even_while_the_file_is_open(place: str) 
             os.pread(descriptor, 4096, 0)
 
 
+def test_a_cancelled_serve_answers_what_was_begun_and_leaves_nothing_mounted(place: str) -> None:
+    with mounted(Plan(place, {0: MIB}, delay=1.0)) as mount, opened(place, os.O_RDWR, dies=True) as descriptor:
+        with ThreadPoolExecutor(4) as threads:
+            reads = [threads.submit(os.pread, descriptor, 4096, 4096 * number) for number in range(4)]
+            until(lambda: sum(read.running() for read in reads) == 4, "the reads to begin", 10)
+            threads.submit(os.stat, place).result(10)  # answered behind them: they are with the disk by now
+            mount.process.send_signal(signal.SIGUSR1)
+            assert [len(read.result(20)) for read in reads] == [4096] * 4
+        mount.finish()
+        assert not is_mounted(Path(place))
+        assert not Path(place).exists()
+
+
 def test_unmounting_an_open_file_is_refused_as_busy(place: str) -> None:
     with mounted(Plan(place, {0: MIB})) as mount:
         with opened(place, os.O_RDONLY), pytest.raises(UsageError, match="in use"):
@@ -411,6 +425,21 @@ async def test_a_cancelled_read_waits_for_its_buffer() -> None:
         assert export.counters.in_flight == 1
         disk.held[0].finish()
     assert (export.counters.in_flight, disk.kicks) == (0, 1)
+
+
+@pytest.mark.logs("a bug: a request ended")
+async def test_a_bug_below_fails_the_request_and_not_the_mount() -> None:
+    disk = SlowDisk()
+    export = FuseExport(Volume.of_file(disk, Owner(0, 0, 0)))
+
+    async def attempt() -> None:
+        with pytest.raises(pyfuse3.FUSEError, check=lambda error: error.errno == errno.EIO):
+            await export.read(ROOT << 1, 0, 4096)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attempt)
+        await trio.testing.wait_all_tasks_blocked()
+        disk.held[0].finish(KeyError("odd"))
 
 
 async def test_a_lost_path_ends_every_request_with_its_errno() -> None:

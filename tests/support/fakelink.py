@@ -291,4 +291,3 @@ class FakeLink:
             raise task.error
         data = bytes(buffer[: task.transferred])
         return cast("Completion", SimpleNamespace(status=task.status, sense=task.sense, data=data, residual=task.residual))
-

@@ -1,7 +1,7 @@
 """A FUSE mount of memory disks in a process of its own, so that a test can touch the files without waiting for itself.
 
 Run as a program with one JSON argument (Plan); it prints "ready" when mounted and, at its end, its counters and what the disks saw as JSON.
-SIGTERM ends it as the daemon ends: by serve's `stop`.
+SIGTERM ends it as the daemon ends: by serve's `stop`; SIGUSR1 by cancellation, as a bug elsewhere in the daemon would.
 """
 
 from __future__ import annotations
@@ -108,18 +108,21 @@ async def run(plan: Plan) -> dict[str, Any]:
     async with trio.open_nursery() as nursery:
         for disk in disks.values():
             disk.nursery = nursery
-        nursery.start_soon(_watch_signals, stop)
         async with trio.open_nursery() as serving:
+            nursery.start_soon(_watch_signals, stop, serving.cancel_scope)
             await serving.start(serve, volume, point, options, counters, stop)
             print("ready", flush=True)
         nursery.cancel_scope.cancel()
     return {"counters": dataclasses.asdict(counters), "disks": {lun: disk.seen for lun, disk in disks.items()}}
 
 
-async def _watch_signals(stop: trio.Event) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        async for _ in signals:
-            stop.set()
+async def _watch_signals(stop: trio.Event, scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1) as signals:
+        async for number in signals:
+            if number == signal.SIGTERM:
+                stop.set()
+            else:
+                scope.cancel()
 
 
 def main() -> None:

@@ -71,7 +71,9 @@ class RawInitiator:
     def deliver(self, bhs: memoryview, ahs: memoryview, data: memoryview) -> None:
         opcode, flags, second, third, _, lun, itt, ttt, stat_sn, exp_cmd_sn, max_cmd_sn, *words = pdu.TARGET.unpack(bhs)
         self.answers.append(
-            Answer(opcode, flags, second, third, lun, itt, ttt, stat_sn, exp_cmd_sn, max_cmd_sn, (words[0], words[1], words[2]), bytes(data))
+            Answer(
+                opcode, flags, second, third, lun, itt, ttt, stat_sn, exp_cmd_sn, max_cmd_sn, (words[0], words[1], words[2]), bytes(data)
+            )
         )
 
     def collect(self) -> list[Answer]:
