@@ -10,7 +10,7 @@ from pathlib import Path
 
 from isblk.errors import UsageError
 from isblk.iscsi.chap import STRONGEST_FIRST, Algorithm, Credentials, check_directions
-from isblk.iscsi.names import Isid, Portal, normalize_name, parse_target_url
+from isblk.iscsi.names import Isid, Portal, parse_target_url, target_name
 from isblk.link.connection import Timing
 from isblk.link.opening import Access
 
@@ -24,12 +24,13 @@ ALGORITHMS = {"md5": Algorithm.MD5, "sha1": Algorithm.SHA1, "sha256": Algorithm.
 
 @dataclass(frozen=True)
 class Target:
-    """What TARGET on a command line says, with the portals of -p."""
+    """What TARGET on a command line says, with the portals of -p; `name` is normalized, `spelled` as it was written."""
 
     name: str
     portals: tuple[Portal, ...]
     lun: int | None = None
     user: str | None = None
+    spelled: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ def parse_target(text: str, portals: Sequence[str]) -> Target:
     given = tuple(Portal.parse(portal) for portal in portals)
     if "://" in text:
         url = parse_target_url(text)
-        return Target(url.name, given or (url.portal,), url.lun, url.user)
-    name = normalize_name(text)
+        return Target(url.name, given or (url.portal,), url.lun, url.user, url.spelled)
+    name = target_name(text)
     if not given:
         raise UsageError(f"no portal for {name}: say where it listens with -p HOST[:PORT], or write iscsi://HOST[:PORT]/{name}")
-    return Target(name, given)
+    return Target(name, given, spelled=text)
 
 
 def make_access(
@@ -63,12 +64,13 @@ def make_access(
     isid: Isid,
     options: LoginOptions,
     *,
-    user: str | None = None,
+    target: Target | None = None,
     trace: Callable[[str, str], None] | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Access:
-    """How to log in; `user` is the one of a URL. Raises UsageError for secrets that are missing, too short, equal or readable by others."""
-    ours = credentials(options.user or user, options.secret_file, SECRET_VARIABLE, "--secret-file", environment)
+    """How to log in (to `target`, or for discovery). Raises UsageError for secrets that are missing, too short, equal or readable by others."""
+    user = options.user or (target.user if target is not None else None)
+    ours = credentials(user, options.secret_file, SECRET_VARIABLE, "--secret-file", environment)
     theirs = credentials(options.target_user, options.target_secret_file, TARGET_SECRET_VARIABLE, "--target-secret-file", environment)
     check_directions(ours, theirs)
     return Access(
@@ -82,6 +84,7 @@ def make_access(
         data_digest=options.digests[1],
         timing=Timing(login_timeout=options.login_timeout),
         trace=trace,
+        spelled=target.spelled if target is not None else None,
     )
 
 

@@ -1,7 +1,7 @@
 """The gate: the one checked place every request passes, with the counters that tell what went through.
 
-A front end is always handed a Gate, never a bare device; so a range, a flag or a capability is checked once, and whoever ends the device can
-wait until nothing is in flight (`drained`).
+A front end is always handed a Gate, never a bare device; so a range, a flag or a capability is checked once, and whoever ends the device
+can wait until nothing is in flight (`drained`).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ async def open_disk(link: Link, number: int) -> Disk:
 
 
 async def open_disks(link: Link) -> tuple[list[Disk], list[str]]:
-    """Every usable disk of the target in SAM order, and a sentence for each logical unit that is left out. Raises NotFound when none is left."""
+    """Every usable disk of the target in SAM order, and a sentence for each logical unit left out. Raises NotFound when there is none."""
     units = await probe_all(link)
     left_out = [unit.refusal for unit in units if unit.refusal is not None]
     disks = [stack(link, unit) for unit in units if unit.refusal is None]

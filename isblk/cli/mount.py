@@ -93,7 +93,7 @@ class _Work:
         name = initiator_name(state, self._options["initiator_name"])
         trace = trace_pdu if self._options["trace"] else None
         with claim_slot(state, _purpose(target)) as slot:
-            access = make_access(name, slot.isid, self._wanted, user=target.user, trace=trace)
+            access = make_access(name, slot.isid, self._wanted, target=target, trace=trace)
             stop = trio.Event()
             await interruptible(stop, ready, lambda started: serve_mount(self._spec, access, stop, started))
 

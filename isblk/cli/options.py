@@ -37,6 +37,22 @@ class Size(click.ParamType[int]):
             self.fail(f"{value!r} is not a size; it looks like 4096, 4k, 1M or 10GiB", param, ctx)
 
 
+class Lun(click.ParamType[int]):
+    """A LUN as `isblk ls` prints it: decimal, or 0x hexadecimal for the long ones."""
+
+    name = "lun"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """To its number."""
+        from isblk.errors import IsblkError
+        from isblk.scsi.lun_number import lun_from_bytes, parse_lun
+
+        try:
+            return value if isinstance(value, int) else lun_from_bytes(parse_lun(value))
+        except IsblkError as error:
+            self.fail(str(error), param, ctx)
+
+
 def parse_size(text: str) -> int:
     """Bytes of a size such as '4k' or '10GiB'. Raises ValueError."""
     letters = text.strip().upper().removesuffix("IB").removesuffix("B") if not text.strip().isdigit() else text.strip()
@@ -66,7 +82,13 @@ discovery_options = _stacked(
     click.option("--target-secret-file", metavar="FILE", help="File with the target's secret; or $ISBLK_TARGET_SECRET."),
     click.option("--chap-algorithms", metavar="LIST", help="CHAP algorithms offered; default: sha3-256,sha256,sha1,md5."),
     click.option("--no-md5-retry", is_flag=True, help="Never retry a refused CHAP login with MD5 alone."),
-    click.option("--digest", type=click.Choice(list(DIGESTS)), default="allow", show_default=True, help="CRC32C digests."),
+    click.option(
+        "--digest",
+        type=click.Choice(list(DIGESTS)),
+        default="allow",
+        show_default=True,
+        help="CRC32C digests: if the target insists (allow), if it can (prefer), or required on the header, the data or both.",
+    ),
     click.option("--initiator-name", metavar="NAME", help="Our iSCSI name, instead of the configured one."),
     click.option("--login-timeout", type=click.FloatRange(0.1, 3600), default=15, show_default=True, metavar="S", help="Seconds for a login."),
     click.option("-v", "--verbose", count=True, help="Say what happens; twice: everything."),
@@ -77,4 +99,4 @@ session_options = _stacked(_portals, discovery_options)
 """The same with where the target is."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
-lun_option = click.option("--lun", type=click.IntRange(0, 2**64 - 1), metavar="N", help="The logical unit; not needed when there is one disk.")
+lun_option = click.option("--lun", type=Lun(), metavar="N", help="The logical unit; not needed when there is one disk.")

@@ -27,19 +27,20 @@ def login_options(options: dict[str, Any]) -> LoginOptions:
 
 @asynccontextmanager
 async def logged_in(
-    target_name: str | None, portals: Sequence[Portal], options: dict[str, Any], user: str | None = None
+    target: Target | None, portals: Sequence[Portal], options: dict[str, Any]
 ) -> AsyncIterator[tuple[Plane, Connection]]:
-    """A session (a discovery session without a target name) for the length of a block."""
+    """A session (a discovery session without a target) for the length of a block."""
+    target_name = target.name if target is not None else None
     wanted = login_options(options)
     state = places().state
     name = initiator_name(state, options["initiator_name"])
     with claim_slot(state, f"{target_name or 'discovery'} at {portals[0]}") as slot:
         trace = trace_pdu if options["trace"] else None
-        access = make_access(name, slot.isid, wanted, user=user, trace=trace)
+        access = make_access(name, slot.isid, wanted, target=target, trace=trace)
         async with running_plane() as plane, opened(plane, portals, target_name, access) as connection:
             yield plane, connection
 
 
 def to_target(target: Target, options: dict[str, Any]) -> Any:
     """`logged_in` for a parsed TARGET."""
-    return logged_in(target.name, target.portals, options, target.user)
+    return logged_in(target, target.portals, options)

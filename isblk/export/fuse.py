@@ -320,12 +320,33 @@ async def serve(
             nursery.start_soon(_report, export, number, task_status)
             if stop is not None:
                 nursery.start_soon(_stop, stop, mountpoint)
-            await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=TASKS)
+            await _answer_until_unmounted()
             nursery.cancel_scope.cancel()
     finally:
-        # Only what is still ours: after a lazy unmount somebody else's mount may be at that path by now.
-        pyfuse3.close(unmount=number is not None and device_number(mountpoint.path) == number)
-        mountpoint.remove()
+        _end(mountpoint, number)
+
+
+async def _answer_until_unmounted() -> None:
+    """pyfuse3.main, for which an unmount in the middle of a read is an error: the kernel says ECONNABORTED then, and else ENODEV."""
+    try:
+        await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=TASKS)
+    except* OSError as group:
+        _, others = group.split(lambda error: isinstance(error, OSError) and error.errno in (errno.ECONNABORTED, errno.ENODEV))
+        if others is not None:
+            raise others from None
+        log.debug("unmounted in the middle of a request")
+
+
+def _end(mountpoint: Mountpoint, number: tuple[int, int] | None) -> None:
+    """Unmount what is still ours, and only that: after a lazy unmount somebody else's mount may be at that path by now.
+
+    libfuse does not unmount a connection that was aborted (/sys/fs/fuse/connections), so the second look is not idle.
+    """
+    pyfuse3.close(unmount=number is not None and device_number(mountpoint.path) == number)
+    if number is not None and device_number(mountpoint.path) == number:
+        with suppress(UsageError):
+            unmount(mountpoint.path, lazy=True)
+    mountpoint.remove()
 
 
 async def _report(export: FuseExport, number: tuple[int, int] | None, task_status: trio.TaskStatus[None]) -> None:

@@ -55,6 +55,15 @@ def normalize_name(text: str) -> str:
     return name
 
 
+def target_name(text: str) -> str:
+    """The name of somebody else's target: normalized, but with the underscores that some storage systems put into theirs. Raises UsageError.
+
+    RFC 3722 has no underscore; refusing it would only make such a target unreachable.
+    """
+    name = normalize_name(text.replace("_", "-"))
+    return name if "_" not in text else text.strip()
+
+
 def is_normal_name(text: str) -> bool:
     """Whether `text` is an iSCSI name in its normal form."""
     try:
@@ -116,12 +125,13 @@ class Portal:
 
 @dataclass(frozen=True)
 class TargetUrl:
-    """The parts of iscsi://[USER@]HOST[:PORT]/NAME[/LUN]."""
+    """The parts of iscsi://[USER@]HOST[:PORT]/NAME[/LUN]; `name` is normalized, `spelled` as it stood there."""
 
     portal: Portal
     name: str
     lun: int | None = None
     user: str | None = None
+    spelled: str | None = None
 
     def __str__(self) -> str:
         user = f"{self.user}@" if self.user is not None else ""
@@ -139,10 +149,10 @@ def parse_target_url(text: str) -> TargetUrl:
         raise UsageError("a URL must not hold a secret, every user of the machine can read it: give the user alone, the secret in a file")
     if not separator or scheme.lower() != "iscsi" or not place or not path or "," in place:
         raise UsageError("not a target URL: it looks like iscsi://[USER@]HOST[:PORT]/NAME[/LUN]")
-    name, slash, lun = path.partition("/")
+    spelled, slash, lun = path.partition("/")
     if slash and (not _LUN.match(lun) or int(lun) >= 2**64):
         raise UsageError(f"not a LUN at the end of the URL: {quoted(lun)}; it is a number such as 0 or 1")
-    return TargetUrl(Portal.parse(place), normalize_name(name), int(lun) if slash else None, user if at else None)
+    return TargetUrl(Portal.parse(place), target_name(spelled), int(lun) if slash else None, user if at else None, spelled)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ be reached are stepped over. Whatever ends the block that uses a session, the se
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from isblk.errors import IsblkError, LoginRefused, ProtocolError, Unreachable
+from isblk.errors import ExitCode, IsblkError, LoginRefused, ProtocolError, Unreachable
 from isblk.iscsi.chap import MD5_ALONE, STRONGEST_FIRST, Algorithm, Credentials
 from isblk.iscsi.framer import Framer, frame
 from isblk.iscsi.login import AuthenticationFailed, LoginConversation, LoginSettings, Redirect
@@ -31,7 +32,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Access:
-    """Who logs in and how: names, credentials in both directions, digest preferences, deadlines. Holds secrets, which no repr shows."""
+    """Who logs in and how: names, credentials in both directions, digest preferences, deadlines. Holds secrets, which no repr shows.
+
+    `spelled` is the target's name as the user wrote it, tried when there is no target of the normalized name: some compare bytes of
+    names that are not normal (RFC 7143 4.2.7 forbids both).
+    """
 
     initiator_name: str
     isid: Isid
@@ -43,6 +48,7 @@ class Access:
     data_digest: str = "allow"
     timing: Timing = field(default_factory=Timing)
     trace: Callable[[str, str], None] | None = None
+    spelled: str | None = None
 
 
 @asynccontextmanager
@@ -64,13 +70,23 @@ async def log_in(plane: Plane, portals: Sequence[Portal], target_name: str | Non
     unreachable: list[Unreachable] = []
     for portal in portals:
         try:
-            return await _log_in_somehow(plane, portal, target_name, access)
+            return await _log_in_by_name(plane, portal, target_name, access)
         except Unreachable as error:
             _log.info("%s", error)
             unreachable.append(error)
     if len(unreachable) == 1:
         raise unreachable[0]
     raise Unreachable("no portal can be reached: " + "; ".join(str(error) for error in unreachable))
+
+
+async def _log_in_by_name(plane: Plane, portal: Portal, target_name: str | None, access: Access) -> Connection:
+    try:
+        return await _log_in_somehow(plane, portal, target_name, access)
+    except IsblkError as error:
+        if error.exit_code is not ExitCode.NOT_FOUND or target_name is None or access.spelled in (None, target_name):
+            raise
+        _log.info("%s; trying the name as it was written", error)
+        return await _log_in_somehow(plane, portal, access.spelled, access)
 
 
 async def _log_in_somehow(plane: Plane, portal: Portal, target_name: str | None, access: Access) -> Connection:
@@ -150,7 +166,7 @@ async def _connect(portal: Portal) -> socket.socket:
             connected = socket.socket(family, kind, protocol, trio_socket.detach())
             connected.setblocking(False)
             return connected
-    why = (failure.strerror if failure else None) or failure or "it has no address"
+    why = os.strerror(failure.errno) if failure is not None and failure.errno else failure or "it has no address"
     raise Unreachable(f"{portal} cannot be reached: {why}; check the address, the port and that the target runs") from failure
 
 
@@ -195,7 +211,7 @@ async def _converse(plane: Plane, sock: socket.socket, portal: Portal, settings:
     except Redirect:
         raise
     except IsblkError as error:
-        error.args = (f"login at {portal}: {error}",)
+        error.args = (f"{portal}: {error}",)
         raise
     return Connection(plane, sock, sink.framer, sink.session, portal, access.timing)
 

@@ -194,9 +194,10 @@ class _Shell:
 
     async def _close(self) -> None:
         """Half-close, and read what still comes: closing at once would reset the connection under our last words."""
+        self._connection.lost()
         with contextlib.suppress(OSError), trio.move_on_after(CLOSE_TIMEOUT):
             self._socket.shutdown(socket.SHUT_WR)
-            while not self._connection.dropped:
+            while True:
                 await trio.lowlevel.wait_readable(self._socket)
                 if not self._socket.recv(65536):
                     return
@@ -246,6 +247,7 @@ async def _bind(portal: PortalConfig) -> socket.socket:
 @asynccontextmanager
 async def running(config: TargetConfig) -> AsyncIterator[Server]:
     """A target that listens until the block ends; then every connection is cut and the disks are written back. Raises UsageError."""
+    failure: Exception | None = None
     async with contextlib.AsyncExitStack() as stack:
         node = Node(config)
         stack.callback(node.units.close)
@@ -255,8 +257,13 @@ async def running(config: TargetConfig) -> AsyncIterator[Server]:
             nursery.start_soon(server._run)
             try:
                 yield server
+            except Exception as error:
+                # Raised below: the nursery would wrap the caller's own exception in a group.
+                failure = error
             finally:
                 nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def serve(config: TargetConfig, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED) -> None:

@@ -23,7 +23,7 @@ from isblk.block.request import Geometry, Op, Request
 from isblk.errors import ExitCode, PathLost, UsageError
 from isblk.export.files import ROOT, Owner, Volume
 from isblk.export.fuse import FuseExport, MountOptions
-from isblk.export.mountpoint import is_mounted, prepare, unmount
+from isblk.export.mountpoint import device_number, is_mounted, prepare, unmount
 from support.fusedaemon import Plan, mounted, start
 from support.mounts import Mounts
 from support.waiting import until
@@ -331,6 +331,28 @@ def test_a_cancelled_serve_answers_what_was_begun_and_leaves_nothing_mounted(pla
         assert not Path(place).exists()
 
 
+def test_an_aborted_connection_ends_the_daemon_and_leaves_nothing_mounted(place: str, tmp_path: Path, root: None) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount, Mounts(tmp_path) as mounts:
+        control = tmp_path / "connections"
+        control.mkdir()
+        run("mount", "-t", "fusectl", "none", control)
+        number = device_number(Path(place))
+        assert number is not None
+        (control / str(number[1]) / "abort").write_text("1")
+        mounts.unmount(control)
+        mount.finish()
+        assert not is_mounted(Path(place))
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_unmounting_right_behind_a_close_is_no_error(place: str, attempt: int) -> None:
+    with mounted(Plan(place, {0: MIB})) as mount:
+        for _ in range(50):
+            with opened(place, os.O_RDONLY) as descriptor:
+                os.pread(descriptor, 512, 0)
+        mount.unmount()
+
+
 def test_unmounting_an_open_file_is_refused_as_busy(place: str) -> None:
     with mounted(Plan(place, {0: MIB})) as mount:
         with opened(place, os.O_RDONLY), pytest.raises(UsageError, match="in use"):
@@ -361,14 +383,14 @@ def test_a_second_mount_at_the_same_place_is_refused(place: str) -> None:
         mount.unmount()
 
 
-def test_a_mount_the_kernel_refuses_leaves_nothing_behind(tmp_path: Path, root: None) -> None:
-    """An ordinary user who may not open /dev/fuse for want of a set-user-id fusermount3: no_new_privs takes that away."""
+def test_a_refused_mount_is_one_sentence_and_leaves_nothing_behind(fuse_for_users: None) -> None:
+    """An ordinary user whose fusermount3 has lost its set-user-id bit: no_new_privs takes that away."""
     with tempfile.TemporaryDirectory() as home:
         os.chown(home, 65534, 65534)
         process = start(Plan(f"{home}/lun0", {0: MIB}), user="nobody", privileges=False)
         _, words = process.communicate(timeout=30)
         assert process.returncode == ExitCode.USAGE
-        assert len(words.splitlines()) == 1
+        assert words == f"{home}/lun0 cannot be mounted on: fusermount3: mount failed: Operation not permitted\n"
         assert os.listdir(home) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -115,6 +116,14 @@ def test_an_ordinary_user_needs_fusermount3_and_root_does_not(tmp_path: Path, mo
     monkeypatch.setenv("PATH", str(tmp_path))
     check_machine(allow_other=True, uid=0)
     with pytest.raises(UsageError, match="package fuse3"):
+        check_machine(allow_other=False, uid=1000)
+
+
+def test_an_ordinary_user_needs_to_open_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != mountpoint.FUSE_DEVICE)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    check_machine(allow_other=False, uid=0)
+    with pytest.raises(UsageError, match="cannot be opened by this user"):
         check_machine(allow_other=False, uid=1000)
 
 

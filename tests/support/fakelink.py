@@ -189,6 +189,8 @@ class FakeDisk:
         else:
             assert len(data) == self.block_size
             self.content[lba * self.block_size : (lba + blocks) * self.block_size] = data * blocks
+        if not self.write_cache:
+            self._persist(lba, blocks)
         return GOOD
 
 

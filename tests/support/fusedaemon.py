@@ -129,6 +129,7 @@ def main() -> None:
     """Exit 0 with the counters on standard output, or the exit code of the error with its sentence on standard error."""
     fields = json.loads(sys.argv[1])
     fields["sizes"] = {int(lun): size for lun, size in fields["sizes"].items()}
+    failures: list[IsblkError] = []
     try:
         print(json.dumps(trio.run(run, Plan(**fields))))
     except* IsblkError as group:
@@ -136,8 +137,10 @@ def main() -> None:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         assert isinstance(error, IsblkError)
-        print(error, file=sys.stderr)
-        sys.exit(int(error.exit_code))
+        failures.append(error)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+        sys.exit(int(failure.exit_code))
 
 
 @dataclass
