@@ -68,7 +68,7 @@ def make_access(
     trace: Callable[[str, str], None] | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Access:
-    """How to log in (to `target`, or for discovery). Raises UsageError for secrets that are missing, too short, equal or readable by others."""
+    """How to log in (to `target`, or for discovery). Raises UsageError for secrets missing, too short, equal or readable by others."""
     user = options.user or (target.user if target is not None else None)
     ours = credentials(user, options.secret_file, SECRET_VARIABLE, "--secret-file", environment)
     theirs = credentials(options.target_user, options.target_secret_file, TARGET_SECRET_VARIABLE, "--target-secret-file", environment)

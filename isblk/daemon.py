@@ -1,7 +1,8 @@
 """One mount from login to logout: what `isblk mount` runs, in the foreground or detached.
 
-The order of the end is the promise: the file goes out of sight, queued writes finish, SYNCHRONIZE CACHE, Logout. It holds for `isblk umount`, umount(8),
-`fusermount3 -u`, SIGTERM and Ctrl-C alike; what could not be written back is told in the log, in the exit code, and to `isblk umount`.
+The order of the end is the promise: the file goes out of sight, queued writes finish, SYNCHRONIZE CACHE, Logout. It holds for `isblk
+umount`, umount(8), `fusermount3 -u`, SIGTERM and Ctrl-C alike; what could not be written back is told in the log, in the exit code, and
+to `isblk umount`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ class MountSpec:
     read_only: bool = False
     allow_other: bool = False
 
+    def names_directory(self) -> bool:
+        """Whether the mountpoint is a directory, which then shows a file for each disk."""
+        return os.path.isdir(self.mountpoint)
+
 
 @dataclass
 class Running:
@@ -80,11 +85,12 @@ async def mount(spec: MountSpec, access: Access, stop: trio.Event, started: Call
     """
     async with running_plane() as plane, opened(plane, spec.target.portals, spec.target.name, access) as connection:
         disks = await _disks(connection, spec)
-        mountpoint = prepare(spec.mountpoint, directory=_is_directory(spec, disks), allow_other=spec.allow_other)
+        mountpoint = prepare(spec.mountpoint, directory=spec.names_directory(), allow_other=spec.allow_other)
         running = Running(spec, access, mountpoint, connection, disks, stop)
         try:
             await _serve(plane, running, started)
         finally:
+            mountpoint.remove()
             with trio.CancelScope(shield=True):
                 await _write_back(disks)
 
@@ -95,12 +101,8 @@ async def _disks(connection: Connection, spec: MountSpec) -> list[Disk]:
         return [await open_disk(connection, number)]
     disks, left_out = await open_disks(connection)
     for sentence in left_out:
-        _log.info("%s: left out", sentence)
-    return disks if os.path.isdir(spec.mountpoint) else [only(disks, spec.target.name)]
-
-
-def _is_directory(spec: MountSpec, disks: list[Disk]) -> bool:
-    return len(disks) > 1 or os.path.isdir(spec.mountpoint)
+        _log.warning("%s; it is left out", sentence)
+    return disks if spec.names_directory() else [only(disks, spec.target.name)]
 
 
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:

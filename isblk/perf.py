@@ -1,4 +1,4 @@
-"""A workload on a device and what it measured: requests per second, bytes per second, latency percentiles; what iscsi-perf is for libiscsi."""
+"""A workload on a device and what it measured: requests and bytes per second, latency percentiles."""
 
 from __future__ import annotations
 

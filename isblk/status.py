@@ -24,9 +24,7 @@ def session_status(connection: Connection, access: Access) -> dict[str, Any]:
         "open_tasks": session.open_tasks,
         "command_window": session.wire.window.room,
         "traffic": vars(connection.traffic),
-        "negotiated": [
-            {"key": line.key, "asked": line.asked, "agreed": line.agreed, "decided": line.decided} for line in login.agreements
-        ],
+        "negotiated": [{"key": line.key, "asked": line.asked, "agreed": line.agreed, "decided": line.decided} for line in login.agreements],
     }
 
 

@@ -14,8 +14,8 @@ import trio
 from isblk.cli.options import lun_option, session_options
 from isblk.cli.running import errors_as_sentences, fail, trace_pdu
 from isblk.cli.session import login_options
-from isblk.control import failure_note
 from isblk.config import LoginOptions, Target, make_access, parse_target
+from isblk.control import failure_note
 from isblk.daemon import MountSpec
 from isblk.daemon import mount as serve_mount
 from isblk.detach import run_detached

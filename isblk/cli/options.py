@@ -90,7 +90,9 @@ discovery_options = _stacked(
         help="CRC32C digests: if the target insists (allow), if it can (prefer), or required on the header, the data or both.",
     ),
     click.option("--initiator-name", metavar="NAME", help="Our iSCSI name, instead of the configured one."),
-    click.option("--login-timeout", type=click.FloatRange(0.1, 3600), default=15, show_default=True, metavar="S", help="Seconds for a login."),
+    click.option(
+        "--login-timeout", type=click.FloatRange(0.1, 3600), default=15, show_default=True, metavar="S", help="Seconds for a login."
+    ),
     click.option("-v", "--verbose", count=True, help="Say what happens; twice: everything."),
     click.option("--trace", is_flag=True, help="Print every PDU as one line (never its payload)."),
 )

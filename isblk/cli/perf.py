@@ -1,4 +1,4 @@
-"""`isblk perf`: a workload on a logical unit, with a live line and latency percentiles; the stack that a mount has, without its front end."""
+"""`isblk perf`: a workload on a logical unit, through the stack that a mount has, without its front end."""
 
 from __future__ import annotations
 

@@ -26,9 +26,7 @@ def login_options(options: dict[str, Any]) -> LoginOptions:
 
 
 @asynccontextmanager
-async def logged_in(
-    target: Target | None, portals: Sequence[Portal], options: dict[str, Any]
-) -> AsyncIterator[tuple[Plane, Connection]]:
+async def logged_in(target: Target | None, portals: Sequence[Portal], options: dict[str, Any]) -> AsyncIterator[tuple[Plane, Connection]]:
     """A session (a discovery session without a target) for the length of a block."""
     target_name = target.name if target is not None else None
     wanted = login_options(options)

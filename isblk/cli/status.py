@@ -51,7 +51,9 @@ def _ask_all() -> list[dict[str, Any]]:
 
 
 def _text(mount: dict[str, Any], negotiated: bool) -> str:
-    lines = [f"{mount['where']}  {mount['target']}{'  read-only' if mount['read_only'] else ''}  pid {mount['pid']}  {_age(mount['since'])}"]
+    lines = [
+        f"{mount['where']}  {mount['target']}{'  read-only' if mount['read_only'] else ''}  pid {mount['pid']}  {_age(mount['since'])}"
+    ]
     for session in mount["sessions"]:
         state = f"{session['state']}: {session['error']}" if session["error"] else session["state"]
         lines.append(f"  {session['portal']}  portal group {session['portal_group']}  isid {session['isid']}  {state}")

@@ -17,8 +17,12 @@ from isblk.iscsi.names import Portal, normalize_name
 
 
 @click.command("target")
-@click.option("--lun", "luns", multiple=True, required=True, metavar="PATH[:SIZE]|mem:SIZE", help="A disk: a file (made sparse at SIZE), or memory.")
-@click.option("--portal", "portals", multiple=True, metavar="HOST:PORT[,TAG]", help="Where to listen (default 127.0.0.1:3260); TAG: portal group.")
+@click.option(
+    "--lun", "luns", multiple=True, required=True, metavar="PATH[:SIZE]|mem:SIZE", help="A disk: a file (made at SIZE), or memory."
+)
+@click.option(
+    "--portal", "portals", multiple=True, metavar="HOST:PORT[,TAG]", help="Where to listen; TAG: portal group. Default 127.0.0.1:3260."
+)
 @click.option("--name", metavar="NAME", help="The target's iSCSI name.")
 @click.option("--user", metavar="NAME", help="Initiators must log in with CHAP as NAME; secret: --secret-file or $ISBLK_SECRET.")
 @click.option("--secret-file", metavar="FILE", help="File (mode 0600) with the initiators' secret.")
@@ -28,7 +32,9 @@ from isblk.iscsi.names import Portal, normalize_name
 @click.option("--block-size", type=click.Choice(["512", "4096"]), default="512", show_default=True, help="Bytes of a logical block.")
 @click.option("--read-only", is_flag=True, help="Write-protect every disk.")
 @click.option("--no-write-cache", is_flag=True, help="Make every write durable before it is acknowledged.")
-@click.option("--set", "values", multiple=True, metavar="KEY=VALUE", help="A negotiable value, e.g. InitialR2T=Yes or MaxBurstLength=65536.")
+@click.option(
+    "--set", "values", multiple=True, metavar="KEY=VALUE", help="A negotiable value, e.g. InitialR2T=Yes or MaxBurstLength=65536."
+)
 @click.option("-v", "--verbose", count=True, help="Say who logs in; twice: everything.")
 @json_option
 def command(luns: tuple[str, ...], portals: tuple[str, ...], as_json: bool, verbose: int, **options: Any) -> None:

@@ -59,4 +59,3 @@ def _tell_failure(daemon: control.Daemon) -> None:
     except OSError:
         return
     raise RequestFailed(text)
-

@@ -5,7 +5,8 @@ regular file. It still behaves as a block device where the two differ and a user
 
 * its size is the device's. Truncating to that size succeeds and does nothing; every other size is refused with EINVAL, which is what
   ftruncate(2) says of a block device (EPERM, the alternative, would send the user looking for rights);
-* opening with O_TRUNC is accepted and ignored, as it is for /dev/sda, so `dd of=FILE` and `cp IMAGE FILE` work;
+* opening with O_TRUNC is accepted and ignored, as it is for /dev/sda, so `dd of=FILE` and `cp IMAGE FILE` work (but EBUSY while
+  another program has the file open, for a reason of the kernel's that operations.py tells);
 * a write that begins at or beyond the end gets ENOSPC, one that crosses it is short; a read there finds the end of the file;
 * mode and owner stay as they were mounted (EPERM); times are accepted and forgotten (`cp -p`, `touch`), for a disk keeps none.
 """

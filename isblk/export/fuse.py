@@ -1,24 +1,4 @@
-"""The FUSE engine: the kernel's requests through pyfuse3, to files.Volume what is asked of names, to Devices what is asked of data.
-
-Theory of operation. pyfuse3 runs a pool of trio tasks; one at a time waits for /dev/fuse, takes one request and handles it to its end.
-A data request becomes one block Request, and the task sleeps in `wait_task_rescheduled` until `done` reschedules it: no Event, no cancel
-scope, no lock. The sleep cannot be cancelled, because the device has the buffer until the request is finished; whoever ends the devices
-ends it (with PathLost), so nothing hangs.
-
-Between two checkpoints this code is atomic: a buffer is put back into the pool before it is returned, since pyfuse3 writes it to the kernel
-before any other task can run. An `await` added after `_pool.give` would break that.
-
-Files are opened with FOPEN_DIRECT_IO: no page cache, so requests of up to 1 MiB arrive in parallel, errors reach the call that caused them,
-and another initiator's writes are seen. MAP_SHARED works where the kernel allows it (6.6 and later with FUSE_DIRECT_IO_ALLOW_MMAP, which
-pyfuse3 does not ask for); MAP_PRIVATE always does.
-
-Durability: with FOPEN_DIRECT_IO the kernel sends no FSYNC behind a write through a handle opened O_SYNC or O_DSYNC (seen on Linux 6.18);
-the server has to see to it, so such a handle writes with FUA. A single write with RWF_DSYNC (pwritev2) carries its wish only in the flags
-of FUSE_WRITE, which pyfuse3 does not hand on: whoever uses that must fsync as well. A known limit of this engine.
-
-Extended attributes and access(2) answer ENOSYS, and so does the flush at close(2): the kernel then stops asking. That spares a round trip
-for each close and for each write (before which it looks for security.capability).
-"""
+"""The FUSE engine on pyfuse3: mounting, serving until unmounted, and each way it may end. What is answered is operations.py's."""
 
 from __future__ import annotations
 
@@ -30,26 +10,20 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import pyfuse3
 import trio
-from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT
 
-from isblk.block.request import Device, Op, Request
-from isblk.errors import IsblkError, UsageError
+from isblk.errors import UsageError
 from isblk.export.batch import Batch
-from isblk.export.buffers import BufferPool, keep_memory
-from isblk.export.files import Attributes, Volume
+from isblk.export.buffers import keep_memory
+from isblk.export.files import Volume
 from isblk.export.mountpoint import FUSE_DEVICE, Mountpoint, device_number, unmount
+from isblk.export.operations import TASKS, Counters, FuseExport
+
+__all__ = ["Counters", "MountOptions", "serve"]
 
 log = logging.getLogger(__name__)
-
-ATTRIBUTE_SECONDS = 1.0
-"""How long the kernel may believe names and sizes: a resized disk shows within a second, and `stat` in a loop costs one request."""
-
-TASKS = 64
-"""Requests of one mount in flight at most: with the largest of 1 MiB each this bounds the memory (back-pressure: /dev/fuse is not read)."""
 
 IDLE_TASKS = 8
 """Tasks kept waiting. Fewer means starting one for each request of a burst; each holds a receive buffer of up to 1 MiB."""
@@ -60,7 +34,6 @@ KERNEL_BACKGROUND = 64
 STOP_GRACE = 2.0
 """Seconds between taking the mount out of sight and ending it under those who still have it open."""
 
-_SYNC = os.O_SYNC | os.O_DSYNC
 _FUSECTL = Path("/sys/fs/fuse/connections")
 
 
@@ -77,218 +50,6 @@ class MountOptions:
         source = "".join(c if c.isascii() and c.isprintable() and c not in ",\\ " else "_" for c in self.source)
         options = {"default_permissions", f"fsname={source}", "subtype=isblk"}
         return options | ({"ro"} if self.read_only or read_only else set()) | ({"allow_other"} if self.allow_other else set())
-
-
-@dataclass
-class Counters:
-    """Operations finished (failed ones too), bytes moved, errors returned, and requests in flight now; for `isblk status`."""
-
-    reads: int = 0
-    writes: int = 0
-    flushes: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    errors: int = 0
-    in_flight: int = 0
-
-
-class _Waiting(Request):
-    """A Request on which one trio task sleeps."""
-
-    __slots__ = ("task",)
-
-    def __init__(self, op: Op, offset: int = 0, length: int = 0, data: memoryview | None = None, fua: bool = False) -> None:
-        super().__init__(op, offset, length, data, fua, _wake)
-        self.task: trio.lowlevel.Task | None = None
-
-
-def _wake(request: Request) -> None:
-    assert isinstance(request, _Waiting)
-    if request.task is not None:
-        trio.lowlevel.reschedule(request.task)
-
-
-def _keep_waiting(_raise_cancel: object) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.FAILED
-
-
-class FuseExport(pyfuse3.Operations):
-    """One mounted volume. Errors of files and devices leave as FUSEError with their errno."""
-
-    supports_dot_lookup = False
-    enable_writeback_cache = False
-    enable_acl = False
-
-    def __init__(self, volume: Volume, counters: Counters | None = None, batch: Batch | None = None) -> None:
-        super().__init__()
-        self.counters = counters if counters is not None else Counters()
-        self.answered = trio.Event()
-        self.read_only = volume.read_only
-        self._volume = volume
-        self._pool = BufferPool()
-        self._batch = batch if batch is not None else Batch()
-
-    def init(self) -> None:
-        """The kernel's first request (FUSE_INIT) is here: from now on the file is there for everybody."""
-        self.answered.set()
-
-    # Data. A file handle is the inode number shifted left by one, with bit 0 set when the file was opened O_SYNC or O_DSYNC.
-
-    async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """O_TRUNC is ignored (files.py says why); the kernel thinks the file empty until it asks for the size again, which it does."""
-        try:
-            self._volume.check_open(inode, flags)
-        except IsblkError as error:
-            self._fail(error)
-        return pyfuse3.FileInfo(fh=FileHandleT(inode << 1 | bool(flags & _SYNC)), direct_io=True, keep_cache=False)
-
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        """Up to `size` bytes; fewer only at the end of the disk."""
-        inode = fh >> 1
-        length = self._volume.readable(inode, off, size)
-        if not length:
-            return b""
-        buffer = self._pool.take(length)
-        view = buffer[:length]
-        self.counters.reads += 1
-        await self._carry_out(self._volume.devices[inode], _Waiting(Op.READ, off, length, view))
-        self.counters.bytes_read += length
-        self._pool.give(buffer)
-        return view  # type: ignore[return-value]  # any buffer will do (handlers.pxi); bytes would be a copy
-
-    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        """The bytes written: fewer than given only at the end of the disk, ENOSPC beyond it."""
-        inode = fh >> 1
-        try:
-            length = self._volume.writable(inode, off, len(buf))
-        except IsblkError as error:
-            self._fail(error)
-        if not length:
-            return 0
-        device = self._volume.devices[inode]
-        through = bool(fh & 1) and device.geometry.write_cache
-        fua = through and device.geometry.can_fua
-        self.counters.writes += 1
-        await self._carry_out(device, _Waiting(Op.WRITE, off, length, memoryview(buf)[:length], fua))
-        self.counters.bytes_written += length
-        if through and not fua:
-            await self._flush(device)
-        return length
-
-    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        """Every write answered before this is durable: SYNCHRONIZE CACHE by way of FLUSH."""
-        await self._flush(self._volume.devices[fh >> 1])
-
-    async def flush(self, fh: FileHandleT) -> None:
-        """close(2) promises nothing about durability, and nothing is held back here; see the head of the file."""
-        raise pyfuse3.FUSEError(errno.ENOSYS)
-
-    async def release(self, fh: FileHandleT) -> None:
-        """Handles hold nothing."""
-
-    async def _flush(self, device: Device) -> None:
-        self.counters.flushes += 1
-        await self._carry_out(device, _Waiting(Op.FLUSH))
-
-    async def _carry_out(self, device: Device, request: _Waiting) -> None:
-        """Submit and sleep until `done`; the error leaves as FUSEError."""
-        counters = self.counters
-        counters.in_flight += 1
-        device.submit(request)
-        self._batch.submitted(device, last=counters.in_flight >= TASKS)
-        if not request.finished:
-            request.task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(_keep_waiting)
-        counters.in_flight -= 1
-        if request.error is not None:
-            self._fail(request.error)
-
-    def _fail(self, error: Exception) -> NoReturn:
-        self.counters.errors += 1
-        if isinstance(error, IsblkError):
-            log.debug("answered with errno %d: %s", error.errno, error)
-            raise pyfuse3.FUSEError(error.errno) from None
-        log.error("a bug: a request ended with an error that is none of isblk's", exc_info=error)  # answered, for it must not end the mount
-        raise pyfuse3.FUSEError(errno.EIO) from None
-
-    # Names and attributes.
-
-    async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """Size, mode and owner, as files.py has them."""
-        try:
-            return _entry(self._volume.attributes(inode))
-        except IsblkError as error:
-            self._fail(error)
-
-    async def setattr(
-        self,
-        inode: InodeT,
-        attr: pyfuse3.EntryAttributes,
-        fields: pyfuse3.SetattrFields,
-        fh: FileHandleT | None,
-        ctx: pyfuse3.RequestContext,
-    ) -> pyfuse3.EntryAttributes:
-        """The same size, and any times: done, without effect. Another size: EINVAL. Another mode or owner: EPERM."""
-        try:
-            now = self._volume.attributes(inode)
-            if fields.update_size:
-                self._volume.check_resize(inode, attr.st_size)
-        except IsblkError as error:
-            self._fail(error)
-        same_mode = not fields.update_mode or attr.st_mode & 0o7777 == now.mode & 0o7777
-        same_owner = not fields.update_uid or attr.st_uid == now.owner.uid
-        same_group = not fields.update_gid or attr.st_gid == now.owner.gid
-        if not (same_mode and same_owner and same_group):
-            raise pyfuse3.FUSEError(errno.EPERM)
-        return _entry(now)
-
-    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """A name in the directory; ENOENT where there is none."""
-        try:
-            return _entry(self._volume.lookup(parent_inode, name))
-        except IsblkError as error:
-            raise pyfuse3.FUSEError(error.errno) from None  # asking for a name is no failure worth counting
-
-    async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
-        """The handle of a directory is its inode number."""
-        try:
-            self._volume.check_directory(inode)
-        except IsblkError as error:
-            self._fail(error)
-        return FileHandleT(inode)
-
-    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """The entries behind `start_id`, as many as fit into the answer."""
-        for name, attributes, cookie in self._volume.entries(start_id):
-            if not pyfuse3.readdir_reply(token, FileNameT(name), _entry(attributes), cookie):
-                return
-
-    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        """The directory cannot change."""
-
-    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        """What df shows: full."""
-        space = self._volume.space()
-        data = pyfuse3.StatvfsData()
-        data.f_bsize = data.f_frsize = space.block_size
-        data.f_blocks = space.blocks
-        data.f_files = space.files
-        data.f_namemax = 255
-        return data
-
-
-def _entry(attributes: Attributes) -> pyfuse3.EntryAttributes:
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = InodeT(attributes.inode)
-    entry.st_mode = ModeT(attributes.mode)
-    entry.st_nlink = attributes.links
-    entry.st_uid = attributes.owner.uid
-    entry.st_gid = attributes.owner.gid
-    entry.st_size = attributes.size
-    entry.st_blocks = attributes.blocks
-    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.owner.mounted_ns
-    entry.entry_timeout = entry.attr_timeout = ATTRIBUTE_SECONDS
-    return entry
 
 
 async def serve(
@@ -309,6 +70,7 @@ async def serve(
     batch = Batch(lambda: bool(waiting.poll(0)))
     export = FuseExport(volume, counters, batch)
     keep_memory()
+    logging.getLogger("pyfuse3").addFilter(_is_news)
     before = _fuse_descriptors()
     _mount(export, mountpoint, options)
     for descriptor in _fuse_descriptors() - before:
@@ -324,6 +86,11 @@ async def serve(
             nursery.cancel_scope.cancel()
     finally:
         _end(mountpoint, number)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for pyfuse3's complaint that nobody waits for an answer any more (ENOENT): the asker was killed, or the mount has ended."""
+    return not (str(record.msg).endswith("fuse_reply_* failed with %s") and record.args == (os.strerror(errno.ENOENT),))
 
 
 async def _answer_until_unmounted() -> None:

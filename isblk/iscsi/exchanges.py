@@ -1,4 +1,4 @@
-"""The requests of a session that are no SCSI commands: ping, task management, text, logout, and their answers (RFC 7143 11.5, 11.10, 11.14, 11.18)."""
+"""The requests of a session that are no SCSI commands: ping, task management, text, logout (RFC 7143 11.5, 11.10, 11.14, 11.18)."""
 
 from __future__ import annotations
 
@@ -172,6 +172,3 @@ class Exchanges:
 
 def _ignore(_exchange: Exchange) -> None:
     """Nobody waits for this one."""
-
-
-

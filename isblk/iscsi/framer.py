@@ -1,11 +1,13 @@
 """Framing: a byte stream to PDUs and back; where the next bytes land, padding, AHS, digests, limits (RFC 7143 11.2, 13.1).
 
-Theory of operation. The connection asks `receive_buffer` where the next bytes must land and says `received(n)` when they have. Small PDUs are
-taken whole out of one read-ahead buffer, many per receive; views of it are lent to the sink only during `deliver`. When the data segment
-of a large PDU has only begun, the sink is asked (`place`) for the memory it belongs to, and the rest lands there without a copy. After such
-a landing the read-ahead shrinks, so that of a run of large Data-In PDUs only little passes through the buffer; it grows back when small PDUs fill it.
+Theory of operation. The connection asks `receive_buffer` where the next bytes must land and says `received(n)` when they have. Small PDUs
+are taken whole out of one read-ahead buffer, many per receive; views of it are lent to the sink only during `deliver`. When the data
+segment of a large PDU has only begun, the sink is asked (`place`) for the memory it belongs to, and the rest lands there without a copy.
+After such a landing the read-ahead shrinks, so that of a run of large Data-In PDUs only little passes through the buffer; it grows back
+when small PDUs fill it.
 
-Every length is checked here before it is believed; the only exception that bytes can cause is ProtocolError (DigestError where a CRC is wrong).
+Every length is checked here before it is believed; the only exception that bytes can cause is ProtocolError (DigestError where a CRC is
+wrong).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ READ_AHEAD = 256 * 1024
 LITTLE_AHEAD = 4096
 """Bytes of read-ahead while large data segments arrive one after another."""
 PLACE_FROM = 32 * 1024
-"""A data segment of at least this many bytes that has not arrived whole is placed; below, waiting for the rest in the buffer is cheaper."""
+"""A data segment of so many bytes that has not arrived whole is placed; below, waiting for the rest in the buffer is cheaper."""
 AHS_LIMIT = 256
 """Bytes of additional header segments believed: targets have no use for any (11.2.2)."""
 
@@ -34,7 +36,7 @@ class Sink(Protocol):
     """Who takes the PDUs: the session, the login, or the embedded target."""
 
     def place(self, bhs: memoryview, length: int) -> memoryview | None:
-        """Where the `length` bytes of this PDU's data segment belong (a writable view of exactly that size), or None to have them delivered."""
+        """Where the `length` bytes of this data segment belong: a writable view of exactly that size, or None to have them delivered."""
 
     def deliver(self, bhs: memoryview, ahs: memoryview, data: memoryview) -> None:
         """One PDU: views valid during the call only; `data` is the view that `place` returned if it was placed."""
@@ -43,7 +45,21 @@ class Sink(Protocol):
 class Framer:
     """The receiving half for one connection; `max_data_segment_length` in bytes is what we declared to the peer."""
 
-    __slots__ = ("_ahead", "_buffer", "_data_digest", "_end", "_filled", "_header", "_header_digest", "_landing", "_sink", "_start", "_switched", "_view", "limit")
+    __slots__ = (
+        "_ahead",
+        "_buffer",
+        "_data_digest",
+        "_end",
+        "_filled",
+        "_header",
+        "_header_digest",
+        "_landing",
+        "_sink",
+        "_start",
+        "_switched",
+        "_view",
+        "limit",
+    )
 
     def __init__(self, sink: Sink, max_data_segment_length: int = pdu.LOGIN_DATA_SEGMENT_LENGTH) -> None:
         self.limit = max_data_segment_length
@@ -207,7 +223,7 @@ class Framer:
 
 
 def frame(bhs: bytes, data: bytes | memoryview = b"", header_digest: bool = False, data_digest: bool = False) -> list[bytes | memoryview]:
-    """The buffers of one PDU in wire order: `bhs` (whose length field the caller set; an AHS may follow in it), digests, `data`, padding."""
+    """The buffers of one PDU in wire order: `bhs` (its length field is set; an AHS may follow in it), digests, `data`, padding."""
     buffers: list[bytes | memoryview] = [bhs]
     if header_digest:
         buffers.append(crc32c(bhs).to_bytes(4, "little"))

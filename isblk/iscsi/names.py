@@ -10,7 +10,7 @@ import ipaddress
 import re
 import secrets
 import stringprep
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from unicodedata import ucd_3_2_0
 
 from isblk.errors import ProtocolError, UsageError
@@ -56,7 +56,7 @@ def normalize_name(text: str) -> str:
 
 
 def target_name(text: str) -> str:
-    """The name of somebody else's target: normalized, but with the underscores that some storage systems put into theirs. Raises UsageError.
+    """The name of somebody else's target: normalized, but with the underscores that some storage systems put there. Raises UsageError.
 
     RFC 3722 has no underscore; refusing it would only make such a target unreachable.
     """
@@ -131,7 +131,7 @@ class TargetUrl:
     name: str
     lun: int | None = None
     user: str | None = None
-    spelled: str | None = None
+    spelled: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         user = f"{self.user}@" if self.user is not None else ""

@@ -134,7 +134,7 @@ COMMAND = Struct(">BBHI8sIIII16s")
 INITIATOR = Struct(">BBHI8s8I")
 """Any other PDU of the initiator: opcode, flags, 2 bytes, lengths, LUN (or ISID and TSIH), ITT, then words 20 24 28 32 36 40 44."""
 TARGET = Struct(">BBBBI8s8I")
-"""Any PDU of the target: opcode, flags, byte 2, byte 3, lengths, LUN (or ISID and TSIH), ITT, TTT, StatSN, ExpCmdSN, MaxCmdSN, words 36 40 44."""
+"""Any PDU of the target: opcode, flags, two bytes, lengths, LUN (or ISID, TSIH), ITT, TTT, StatSN, ExpCmdSN, MaxCmdSN, words 36 40 44."""
 HOT_TARGET = Struct(">xBBBI8x8I")
 """The same without opcode and LUN: what the receive path looks at."""
 LENGTHS = Struct(">I")

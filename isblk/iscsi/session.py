@@ -1,9 +1,10 @@
 """The session in full feature phase: command window, tasks by tag, Data-In, R2T, reject, async (RFC 7143 4.2, 11).
 
-Theory of operation. Plain calls, no clock, no socket. `submit` queues a task (it waits while the command window is closed); `outgoing` hands over what
-must go on the wire, in order; the framer delivers PDUs here (`place`, `deliver`), and tasks finish by their `done`, perhaps inside `deliver`.
-One connection a session, error recovery level 0: a gap in StatSN, DataSN or R2TSN, or any answer that contradicts what was asked, is a ProtocolError,
-after which the owner calls `fail`. `fail` is sticky: every open task ends at once with PathLost, and so does each one submitted later.
+Theory of operation. Plain calls, no clock, no socket. `submit` queues a task (it waits while the command window is closed); `outgoing`
+hands over what must go on the wire, in order; the framer delivers PDUs here (`place`, `deliver`), and tasks finish by their `done`,
+perhaps inside `deliver`. One connection a session, error recovery level 0: a gap in StatSN, DataSN or R2TSN, or any answer that
+contradicts what was asked, is a ProtocolError, after which the owner calls `fail`. `fail` is sticky: every open task ends at once with
+PathLost, and so does each one submitted later.
 
 What is legal in which state is the table `_HANDLERS` at the end; an opcode that is not there is a protocol error.
 """
@@ -45,7 +46,7 @@ class State(Enum):
 
 
 class Session:
-    """One session from the end of its login on. Single-threaded; callbacks may submit. `epoch` is the owner's coarse clock for deadlines."""
+    """One session from the end of its login on. Callbacks may submit. `epoch` is the owner's coarse clock for deadlines."""
 
     def __init__(self, login: LoginResult, discovery: bool = False) -> None:
         self.login = login
@@ -97,7 +98,7 @@ class Session:
         return out
 
     def _give_back(self) -> None:
-        """Finish the writes that were answered with data still queued: what was handed over before is sent by now, the rest is about to be."""
+        """Finish the writes that were answered with data still queued: what was handed over before is sent by now."""
         count = self._handed if self.wire.out else len(self._lent)
         finished, self._lent = self._lent[:count], self._lent[count:]
         self._handed = len(self._lent)
@@ -251,7 +252,7 @@ class Session:
         return task.read_into[offset : offset + length]
 
     def _data_in(self, bhs: memoryview, data: memoryview) -> None:
-        """Hot. SCSI Data-In (11.7); with S it ends the task as a response would (phase collapse). The A bit means nothing at level 0 (11.7.2)."""
+        """Hot. SCSI Data-In (11.7); with S it ends the task (phase collapse). The A bit means nothing at level 0 (11.7.2)."""
         flags, _, status, _, itt, _, stat_sn, exp_cmd_sn, max_cmd_sn, data_sn, offset, residual = _unpack_target(bhs)
         task = self._tasks.get(itt)
         length = len(data)

@@ -12,9 +12,9 @@ from isblk.errors import IsblkError
 class Task:
     """One SCSI command: an opaque CDB, the 8-byte LUN, and the caller's memory for its data, lent until `done` is called.
 
-    `done(task)` is called exactly once. Then either `error` is set (the task never got a SCSI status: path lost, aborted, rejected, or what came
-    back contradicts itself), or `status` and `sense` are what the logical unit answered. `transferred` counts bytes that moved; `residual` is how
-    many bytes of the expected length did not (negative: the unit would have moved more).
+    `done(task)` is called exactly once. Then either `error` is set (the task never got a SCSI status: path lost, aborted, rejected, or
+    what came back contradicts itself), or `status` and `sense` are what the logical unit answered. `transferred` counts bytes that moved;
+    `residual` is how many bytes of the expected length did not (negative: the unit would have moved more).
     """
 
     __slots__ = (
@@ -84,8 +84,9 @@ class Kind(Enum):
 class Exchange:
     """One request that is no SCSI command, and what came of it.
 
-    `done(exchange)` is called exactly once, with `error` set or `response` (the response code of task management and logout), `text` (raw bytes of
-    a whole text answer), `time2wait` and `time2retain` (seconds, logout) filled in. `cmd_sn` of task management: it covers the commands before.
+    `done(exchange)` is called exactly once, with `error` set or `response` (the response code of task management and logout), `text` (raw
+    bytes of a whole text answer), `time2wait` and `time2retain` (seconds, logout) filled in. `cmd_sn` of task management: it covers the
+    commands before.
     """
 
     kind: Kind

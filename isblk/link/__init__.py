@@ -1,1 +1,1 @@
-"""Bytes move: the data plane, one TCP connection of a session, and opening a session at a portal. Here the keeper of a session will live."""
+"""Bytes move: the data plane, one TCP connection of a session, opening a session. Here the keeper of a session will live."""

@@ -1,7 +1,8 @@
-"""One TCP connection and the session it carries, on the plane: receive, flush, keep alive, abort what takes too long, log out (RFC 7143 4.2.1, 11.18).
+"""One TCP connection and its session on the plane: receive, flush, keep alive, abort what is late, log out (RFC 7143 4.2.1, 11.18).
 
-`submit`, `kick`, `ready` and everything they call are plain functions of the plane's contract; `watch`, `execute`, `text`, `logout` are trio's.
-A connection that fails is closed with a reset, so that nothing queued in the kernel can still reach the target, and all its tasks end with PathLost.
+`submit`, `kick`, `ready` and everything they call are plain functions of the plane's contract; `watch`, `execute`, `text`, `logout` are
+trio's. A connection that fails is closed with a reset, so that nothing queued in the kernel can still reach the target, and all its tasks
+end with PathLost.
 """
 
 from __future__ import annotations
@@ -192,7 +193,9 @@ class Connection:
             self.traffic.bytes_sent += sent
             self.traffic.sends += 1
             self._drop(sent)
-        self._dirty = False  # Only now: what a callback of `outgoing` kicks is picked up by the loop, not by a second flush within this one.
+        self._dirty = (
+            False  # Only now: what a callback of `outgoing` kicks is picked up by the loop, not by a second flush within this one.
+        )
         if not self.closed.is_set():
             self._watch_writable(stuck)
 
@@ -224,10 +227,9 @@ class Connection:
         del self.events[:-16]
         if message.event in (pdu.AsyncEvent.CONNECTION_DROPPED, pdu.AsyncEvent.ALL_CONNECTIONS_DROPPED):
             self.fail(PathLost(f"{self.portal} announced that it drops the session"))
-        elif message.event in (pdu.AsyncEvent.LOGOUT_REQUESTED, pdu.AsyncEvent.NEGOTIATION_REQUESTED):
-            if not self._leaving:  # Once: a target that repeats itself must not fill the nursery.
-                self._leaving = True
-                self._plane.start_soon(self._leave, f"{self.portal} asked for a logout")
+        elif message.event in (pdu.AsyncEvent.LOGOUT_REQUESTED, pdu.AsyncEvent.NEGOTIATION_REQUESTED) and not self._leaving:
+            self._leaving = True  # Once: a target that repeats itself must not fill the nursery.
+            self._plane.start_soon(self._leave, f"{self.portal} asked for a logout")
 
     # ------------------------------------------------------------------ trio: control
 
@@ -326,7 +328,7 @@ class Connection:
     def _sweep_tasks(self) -> None:
         """ABORT TASK for a task older than `task_timeout`; the session ends when that is not answered, or refused, in `abort_timeout`."""
         now = self.session.epoch
-        for task, since in list(self._aborting.items()):
+        for since in self._aborting.values():
             if (now - since) * SWEEP_SECONDS >= self.timing.abort_timeout:
                 self.fail(PathLost(f"{self.portal} did not end a command that was aborted {self.timing.abort_timeout:g} s ago"))
                 return
@@ -339,9 +341,7 @@ class Connection:
 
     def _aborted(self, task: Task, exchange: Exchange) -> None:
         gone = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)
-        if exchange.error is None and exchange.response in gone:
-            self._aborting.pop(task, None)
-        elif task not in self.session.tasks():  # Its answer overtook that of the abort: nothing is left to end.
+        if (exchange.error is None and exchange.response in gone) or task not in self.session.tasks():
             self._aborting.pop(task, None)
         elif not isinstance(exchange.error, PathLost):
             reason = exchange.error or RequestFailed(f"response {exchange.response}")

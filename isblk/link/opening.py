@@ -1,7 +1,7 @@
-"""Opening a session: resolve, connect, log in, follow redirects, retry CHAP once with MD5 alone; and closing it again (RFC 7143 6.3, 11.13.5).
+"""Opening a session: resolve, connect, log in, follow redirects, retry CHAP with MD5 alone; and closing it (RFC 7143 6.3, 11.13.5).
 
-Portals are tried in the order given; the first that logs in carries the session. A target that says no is believed at once: only portals that cannot
-be reached are stepped over. Whatever ends the block that uses a session, the session is logged out before the block is left.
+Portals are tried in the order given; the first that logs in carries the session. A target that says no is believed at once: only portals
+that cannot be reached are stepped over. Whatever ends the block that uses a session, the session is logged out before the block is left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from isblk.errors import ExitCode, IsblkError, LoginRefused, ProtocolError, Unreachable
+from isblk.errors import ExitCode, IsblkError, LoginRefused, Unreachable
 from isblk.iscsi.chap import MD5_ALONE, STRONGEST_FIRST, Algorithm, Credentials
 from isblk.iscsi.framer import Framer, frame
 from isblk.iscsi.login import AuthenticationFailed, LoginConversation, LoginSettings, Redirect
@@ -120,7 +120,9 @@ async def _log_in_at(plane: Plane, portal: Portal, target_name: str | None, acce
             return await _converse(plane, sock, portal, _settings(target_name, access), access)
         except OSError as error:
             sock.close()
-            raise Unreachable(f"{portal} broke the connection during the login: {error.strerror or error}; is it an iSCSI portal?") from error
+            raise Unreachable(
+                f"{portal} broke the connection during the login: {error.strerror or error}; is it an iSCSI portal?"
+            ) from error
         except BaseException:
             sock.close()
             raise
@@ -171,7 +173,7 @@ async def _connect(portal: Portal) -> socket.socket:
 
 
 class _LoginSink:
-    """Takes the framer's PDUs until the conversation ends; then, within the same delivery, puts the session in its place (13.1: digests begin there)."""
+    """Takes the framer's PDUs until the login ends; then, within that delivery, puts the session in its place (13.1: digests begin)."""
 
     def __init__(self, conversation: LoginConversation, access: Access, discovery: bool) -> None:
         self.framer = Framer(self)
@@ -234,4 +236,3 @@ async def _receive_some(sock: socket.socket, framer: Framer, conversation: Login
     if not count:
         raise conversation.closed()
     framer.received(count)
-

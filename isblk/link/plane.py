@@ -1,14 +1,16 @@
 """The data plane: one nested epoll, plain handlers, bounded bursts inside one trio task.
 
-Theory of operation. A trio task per socket costs a wake-up of about 20 us per batch; so one task waits until the plane's own epoll is readable and then,
-for a bounded burst, polls it and calls plain functions. Measured, that is what lets Python keep up with C.
+Theory of operation. A trio task per socket costs a wake-up of about 20 us per batch; so one task waits until the plane's own epoll is
+readable and then, for a bounded burst, polls it and calls plain functions. Measured, that is what lets Python keep up with C.
 
 The contract:
 * One thread. Handlers, and everything they call (the session, the devices, a request's `done`), are plain functions and never await.
 * State of a session is touched by handlers, by other plain functions called between two checkpoints of trio, and by nobody else. No locks.
 * A handler that raises ends what it stands for, by its own `broken(error)`, and never its neighbours or the plane.
-* What should happen once per batch (one sendmsg for everything a batch caused) is asked for by `at_batch_end`, within a burst or outside it.
-* A burst ends when a poll finds nothing, or after BURST_SECONDS: then trio runs, so that timers, signals and control are late by no more than that
+* What should happen once per batch (one sendmsg for everything a batch caused) is asked for by `at_batch_end`, within a burst or outside
+  it.
+* A burst ends when a poll finds nothing, or after BURST_SECONDS: then trio runs, so that timers, signals and control are late by no more
+  than that
   plus one handler's own bound.
 * A front end that waits in trio's own loop (pyfuse3) must not be kept waiting by a poll: while `impatient` is held, polls do not block.
 """
@@ -27,7 +29,7 @@ import trio
 BURST_SECONDS = 0.005
 """How long a burst may keep trio from running."""
 PATIENCE_SECONDS = 0.0005
-"""How long a poll within a burst waits for the next event: shorter than a trio wake-up is worth, and longer than a target on the same machine takes."""
+"""How long a poll within a burst waits for the next event (rounded up to a millisecond by epoll): more than a near target takes."""
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP
 WRITABLE = select.EPOLLOUT

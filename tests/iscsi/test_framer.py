@@ -301,7 +301,9 @@ pieces = st.lists(st.tuples(st.integers(0, 90_000), st.integers(0, 5)), min_size
 
 @settings(max_examples=40)
 @given(pieces, st.sampled_from(BOTH), st.lists(st.integers(1, 60_000), min_size=1, max_size=8))
-def test_any_pdus_in_any_chunks_come_out_as_they_went_in(parts: list[tuple[int, int]], digests: tuple[bool, bool], chunks: list[int]) -> None:
+def test_any_pdus_in_any_chunks_come_out_as_they_went_in(
+    parts: list[tuple[int, int]], digests: tuple[bool, bool], chunks: list[int]
+) -> None:
     framer, sink = framed(1 << 17, *digests)
     stream = memoryview(b"".join(build(bytes([length % 251]) * length, bytes(words * 4), *digests) for length, words in parts))
     at = turn = 0
@@ -346,7 +348,12 @@ def test_a_lower_limit_holds_from_the_next_pdu_on() -> None:
 def test_a_switch_within_the_delivery_of_a_placed_segment_holds_too(chunk: int) -> None:
     first, second = Recorder(), Recorder()
     framer = Framer(first, LARGE)
-    first.then = lambda: (framer.switch(second, 100), framer.enable_digests(True, True))  # type: ignore[func-returns-value]
+
+    def switch() -> None:
+        framer.switch(second, 100)
+        framer.enable_digests(True, True)
+
+    first.then = switch
     feed(framer, build(bytes(LARGE)), 4096)
     feed(framer, build(b"x", b"", True, True) * 3, chunk)
     assert first.in_place == [True] and second.seen == [told(b"x")] * 3

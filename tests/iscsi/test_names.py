@@ -245,3 +245,15 @@ def test_isid_parts_that_do_not_fit_are_the_callers_error() -> None:
             make()
     with pytest.raises(UsageError):
         Isid(b"short")
+
+
+def test_a_target_may_have_underscores_which_storage_systems_use() -> None:
+    assert names.target_name("iqn.2000-01.com.example:my_nas") == "iqn.2000-01.com.example:my_nas"
+    assert names.target_name("IQN.2000-01.com.example:Disk-1") == "iqn.2000-01.com.example:disk-1"
+    with pytest.raises(UsageError):
+        names.target_name("iqn.2000-01.com.example:my nas_1")
+
+
+def test_a_url_keeps_the_name_as_it_was_spelled() -> None:
+    url = names.parse_target_url("iscsi://10.0.0.5/iqn.2000-01.com.example:Disk-1/2")
+    assert (url.name, url.spelled) == ("iqn.2000-01.com.example:disk-1", "iqn.2000-01.com.example:Disk-1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from struct import Struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,10 +11,7 @@ from hypothesis import strategies as st
 from isblk.iscsi import pdu
 
 # RFC 7143 A.4: an iSCSI SCSI Read (10) Command PDU.
-READ_10 = bytes.fromhex(
-    "01c0000000000000000000000000000014000000000004000000001400000018"
-    "28000000000000000200000000000000"
-)
+READ_10 = bytes.fromhex("01c000000000000000000000000000001400000000000400000000140000001828000000000000000200000000000000")
 # By hand from 11.7, 11.8 and 11.4: every field has another value, so that no two can be exchanged unseen.
 DATA_IN = bytes.fromhex("25810002000001000001000000000000000000aaffffffff000000150000001600000017000000180000001900000001")
 R2T = bytes.fromhex("31800000000000000001000000000000000000aa000000bb000000150000001600000017000000010000100000002000")
@@ -31,7 +30,7 @@ def test_a_scsi_command_unpacks_from_the_bytes_of_the_rfc() -> None:
 
 
 @pytest.mark.parametrize("layout", [pdu.COMMAND, pdu.INITIATOR, pdu.TARGET, pdu.HOT_TARGET])
-def test_every_layout_is_one_basic_header_segment(layout: pdu.Struct) -> None:
+def test_every_layout_is_one_basic_header_segment(layout: Struct) -> None:
     assert layout.size == pdu.BHS_LENGTH == 48
 
 

@@ -13,7 +13,16 @@ numbers = st.integers(0, MASK)
 
 @pytest.mark.parametrize(
     "later, earlier, answer",
-    [(1, 0, True), (0, 1, False), (5, 5, False), (0, MASK, True), (MASK, 0, False), (0x80000000, 1, True), (0x80000000, 0, False), (0x7FFFFFFF, 0, True)],
+    [
+        (1, 0, True),
+        (0, 1, False),
+        (5, 5, False),
+        (0, MASK, True),
+        (MASK, 0, False),
+        (0x80000000, 1, True),
+        (0x80000000, 0, False),
+        (0x7FFFFFFF, 0, True),
+    ],
 )
 def test_one_number_follows_another_on_the_circle(later: int, earlier: int, answer: bool) -> None:
     assert follows(later, earlier) is answer

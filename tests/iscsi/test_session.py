@@ -84,7 +84,9 @@ def test_tags_differ_and_step_over_open_ones_at_the_wrap() -> None:
 
 
 @pytest.mark.parametrize("digests", [False, True])
-@pytest.mark.parametrize("length, ahs", [(16, ""), (17, "0002010010000000"), (20, "0005010010111213"), (32, "00110100" + bytes(range(16, 32)).hex())])
+@pytest.mark.parametrize(
+    "length, ahs", [(16, ""), (17, "0002010010000000"), (20, "0005010010111213"), (32, "00110100" + bytes(range(16, 32)).hex())]
+)
 def test_a_long_cdb_goes_into_an_additional_header(digests: bool, length: int, ahs: str) -> None:
     script = Script(header_digest=digests, data_digest=digests)
     cdb = bytes(range(length))
@@ -650,7 +652,12 @@ def test_a_refused_reset_ends_nothing() -> None:
 
 def test_a_callback_of_a_reset_may_end_the_session() -> None:
     script = Script()
-    tasks = [Task(LUN_1, bytes(6), done=lambda task: (script.finished.append(task), script.session.fail(PathLost("enough")))) for _ in range(3)]  # type: ignore[func-returns-value]
+
+    def enough(task: Task) -> None:
+        script.finished.append(task)
+        script.session.fail(PathLost("enough"))
+
+    tasks = [Task(LUN_1, bytes(6), done=enough) for _ in range(3)]
     for task in tasks:
         script.session.submit(task)
     script.session.manage(TaskManagement.LOGICAL_UNIT_RESET, script.answers.append, lun=LUN_1)
@@ -945,7 +952,9 @@ def test_unfinished_tasks_are_listed_oldest_first_with_the_epoch_of_their_submis
 target_opcodes = st.sampled_from([0x20, 0x21, 0x22, 0x24, 0x25, 0x26, 0x31, 0x32, 0x3F])
 small = st.one_of(st.integers(0, 6), st.integers(0, LAST), st.sampled_from([NO_TAG, 0xC0000000, 0xC0000001]))
 hostile_pdu = st.builds(
-    lambda opcode, flags, second, third, itt, tail, data: pdu_bytes(target_bhs(opcode, flags, second, third, itt=itt, tail=words(*tail)), data),
+    lambda opcode, flags, second, third, itt, tail, data: pdu_bytes(
+        target_bhs(opcode, flags, second, third, itt=itt, tail=words(*tail)), data
+    ),
     target_opcodes,
     st.integers(0, 255),
     st.integers(0, 255),

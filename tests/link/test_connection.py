@@ -80,7 +80,9 @@ class Peer:
 class Link:
     """A connection, the script that knows its numbers, and the peer."""
 
-    def __init__(self, plane: Plane, script: Script, timing: Timing, pair: tuple[socket.socket, socket.socket], wrap: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, plane: Plane, script: Script, timing: Timing, pair: tuple[socket.socket, socket.socket], wrap: Callable[[Any], Any]
+    ) -> None:
         self.plane = plane
         self.script = script
         here, there = pair
@@ -104,7 +106,13 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 @asynccontextmanager
 async def linked(
-    timing: Timing = CALM, *, tcp: bool = False, watch: bool = False, wrap: Callable[[Any], Any] = lambda sock: sock, plane: Plane | None = None, **changes: Any
+    timing: Timing = CALM,
+    *,
+    tcp: bool = False,
+    watch: bool = False,
+    wrap: Callable[[Any], Any] = lambda sock: sock,
+    plane: Plane | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Link]:
     """A connection over a socket pair, or over TCP on the loopback; whatever the test leaves open is closed."""
     if plane is None:
@@ -311,7 +319,7 @@ async def test_a_connection_that_has_ended_leaves_no_descriptor() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-# ---------------------------------------------------------------------------------------------------- silence and deadlines (no time passes)
+# -------------------------------------------------------------------------------------------------silence and deadlines (no time passes)
 
 NOOP = Timing(noop_interval=5, noop_timeout=5, task_timeout=1000)
 
@@ -597,10 +605,44 @@ def test_a_send_that_ends_anywhere_even_between_two_buffers_goes_on_there(first:
 
 
 @settings(max_examples=60)
-@given(st.lists(st.one_of(st.integers(0, 200), st.integers(0, 30_000), st.sampled_from([48, 512, 560, 8192])), max_size=60), st.sampled_from([512, 513, 8192]))
+@given(
+    st.lists(st.one_of(st.integers(0, 200), st.integers(0, 30_000), st.sampled_from([48, 512, 560, 8192])), max_size=60),
+    st.sampled_from([512, 513, 8192]),
+)
 def test_however_the_kernel_takes_it_every_byte_goes_out_once_and_in_order(takes: list[int], segment: int) -> None:
     changes = {"target_max_recv_data_segment_length": segment}
     assert sent_through(takes, DATA, **changes)[0] == whole(DATA, **changes)
+
+
+def test_a_write_answered_early_whose_callback_writes_again_loses_and_repeats_nothing() -> None:
+    plane = Plane()
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    script = Script(**UNSOLICITED)
+    stingy = Stingy(here, [5000, 0, 48, 3000, 0, 1, 0])
+    connection = Connection(plane, stingy, script.framer, script.session, Portal("192.0.2.1", 3260), CALM)  # type: ignore[arg-type]
+    done: list[bytes] = []
+
+    def again(task: Task) -> None:
+        done.append(bytes(stingy.sent))
+        connection.submit(Task(LUN_1, WRITE_CDB, None, memoryview(DATA[:9999])))
+        connection.kick()
+
+    first = Task(LUN_1, WRITE_CDB, None, memoryview(DATA), again)
+    connection.submit(first)
+    connection.kick()
+    there.send(script.response(first.itt, 2))
+    connection.ready(select.EPOLLIN)
+    assert connection._stuck and not done, "its data is still on the way, so its memory is still lent"
+    while connection._stuck:
+        connection.ready(WRITABLE)
+    writes = list(taken_apart(bytes(stingy.sent)))
+    assert [len(done), len(done[0])] == [1, len(whole(DATA))], "done came once, and only behind the last byte"
+    assert b"".join(sent.data for sent in writes) == DATA + DATA[:9999]
+    assert [sent.opcode for sent in writes] == [1, 5, 5, 5, 5, 1, 5, 5]
+    connection.fail(PathLost("the test is over"))
+    there.close()
+    plane.close()
 
 
 def test_more_buffers_than_one_send_may_have_go_out_in_several() -> None:

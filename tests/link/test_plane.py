@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -147,8 +148,13 @@ async def test_what_is_asked_for_at_the_end_of_a_batch_runs_once_all_handlers_of
     async with running_plane() as plane:
         with ears(plane, 3) as all_ears:
             order: list[str] = []
+
+            def ready(ear: Ear) -> None:
+                order.append("ready")
+                plane.at_batch_end(ear, lambda: order.append("end"))
+
             for ear in all_ears:
-                ear.then = lambda ear=ear: (order.append("ready"), plane.at_batch_end(ear, lambda: order.append("end")))  # type: ignore[misc, func-returns-value]
+                ear.then = partial(ready, ear)
                 ear.speak()
             plane._burst()
             assert order == ["ready"] * 3 + ["end"] * 3

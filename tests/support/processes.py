@@ -76,6 +76,9 @@ class Processes:
         self.env = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(home),
+            # By name, since root ignores the XDG variables (isblk/state.py).
+            "ISBLK_STATE_DIR": str(home / "state"),
+            "ISBLK_RUN_DIR": str(home / "run"),
             "XDG_STATE_HOME": str(home / "state"),
             "XDG_RUNTIME_DIR": str(home / "run"),
             "XDG_CONFIG_HOME": str(home / "config"),

@@ -80,7 +80,9 @@ def pdu_bytes(bhs: bytes, data: bytes = b"", ahs: bytes = b"", digests: bool = F
     return header + digest(header) + (body + digest(body) if data else b"")
 
 
-def target_bhs(opcode: int, flags: int = 0x80, second: int = 0, third: int = 0, *, lun: bytes = bytes(8), itt: int = 0, tail: bytes = b"") -> bytes:
+def target_bhs(
+    opcode: int, flags: int = 0x80, second: int = 0, third: int = 0, *, lun: bytes = bytes(8), itt: int = 0, tail: bytes = b""
+) -> bytes:
     """A target's header: `tail` is bytes 20 to 47."""
     return bytes([opcode, flags, second, third]) + bytes(4) + lun + words(itt) + tail.ljust(28, b"\0")
 
@@ -215,7 +217,9 @@ class Script:
             self.stat_sn = (stat_sn + 1) % 2**32
         return words(stat_sn, self.exp_cmd_sn, self.max_cmd_sn)
 
-    def _pdu(self, opcode: int, flags: int, itt: int, rest: bytes = b"", *, data: bytes = b"", advance: bool = True, **header: Any) -> bytes:
+    def _pdu(
+        self, opcode: int, flags: int, itt: int, rest: bytes = b"", *, data: bytes = b"", advance: bool = True, **header: Any
+    ) -> bytes:
         ttt = header.pop("ttt", 0)
         tail = words(ttt) + self.numbers(advance) + rest
         return pdu_bytes(target_bhs(opcode, flags, itt=itt, tail=tail, **header), data, digests=self.digests)
@@ -262,7 +266,9 @@ class Script:
         """Logout Response (11.15)."""
         return self._pdu(0x26, 0x80, itt, words(0, time2wait << 16 | time2retain), second=response)
 
-    def asynchronous(self, event: int, *, vendor: int = 0, parameters: tuple[int, int, int] = (0, 0, 0), data: bytes = b"", lun: bytes = bytes(8)) -> bytes:
+    def asynchronous(
+        self, event: int, *, vendor: int = 0, parameters: tuple[int, int, int] = (0, 0, 0), data: bytes = b"", lun: bytes = bytes(8)
+    ) -> bytes:
         """Asynchronous Message (11.9)."""
         first, second, third = parameters
         return self._pdu(0x32, 0x80, NO_TAG, words(event << 24 | vendor << 16 | first, second << 16 | third), data=data, lun=lun)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,7 +50,7 @@ def test_it_is_a_set_of_bytes_whatever_the_order_of_operations(steps: list[tuple
     assert {byte for start, end in extents for byte in range(start, end)} == model
     assert extents.size == len(model)
     ranges = list(extents)
-    assert all(one[1] < other[0] for one, other in zip(ranges, ranges[1:], strict=False))
+    assert all(one[1] < other[0] for one, other in pairwise(ranges))
     start, length = asked
     cut = {byte for first, end in extents.overlapping(start, start + length) for byte in range(first, end)}
     assert cut == model & set(range(start, start + length))

@@ -270,8 +270,7 @@ def test_reinstatement_ends_the_old_session_and_another_isid_or_group_does_not()
     assert not first.connection.dropped
     assert len(node.sessions) == 3
     same.log_in()
-    assert first.connection.dropped
-    assert [each.connection.dropped for each in (same, other_isid, other_group)] == [False] * 3
+    assert [each.connection.dropped for each in (first, same, other_isid, other_group)] == [True, False, False, False]
     (answer,) = same.command(bytes(6))
     assert answer.sense[12:14] == b"\x29\x07"
     node.units.close()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -85,11 +85,16 @@ async def wire(target: RunningTarget, portal: int = 0) -> AsyncIterator[Wire]:
         yield Wire(stream)
 
 
+async def eventually(condition: Callable[[], object]) -> None:
+    """Let the target's tasks run until something holds."""
+    with trio.fail_after(5):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
 async def gone(target: RunningTarget) -> None:
     """Wait until the target has noticed that nobody is connected."""
-    with trio.fail_after(5):
-        while target.server.connections:
-            await trio.sleep(0.001)
+    await eventually(lambda: not target.server.connections)
 
 
 async def test_a_session_over_a_socket_from_login_to_the_end_of_the_stream() -> None:
@@ -189,9 +194,7 @@ async def test_held_commands_are_answered_when_released() -> None:
         await initiator.log_in(target.name)
         target.node.hold = lambda lun, cdb: True
         await initiator.command(bytes(6))
-        with trio.fail_after(5):
-            while not target.node.held:
-                await trio.sleep(0.001)
+        await eventually(lambda: target.node.held)
         assert target.server.release() == 1
         assert (await initiator.receive())[0] == pdu.SCSI_RESPONSE
 
