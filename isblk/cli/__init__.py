@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -39,6 +41,24 @@ class LazyGroup(click.Group):
         """The list without importing anything."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """As click's, with what it has to say about usage in one sentence like every other error."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            sys.exit(super().main(*args, standalone_mode=False, **extra))
+        except click.UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()
+            else:
+                command = error.ctx.command_path if error.ctx is not None else "isblk"
+                message = " ".join(error.format_message().split()).rstrip(".")
+                click.echo(f"isblk: {message[:1].lower()}{message[1:]}; `{command} --help` shows how", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("isblk: interrupted", err=True)
+            sys.exit(130)
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from isblk.errors import IsblkError, ProtocolError
 from isblk.iscsi import pdu
+from isblk.iscsi.serial import follows
 from isblk.iscsi.task import Exchange, Kind, Task
 from isblk.iscsi.wire import Wire
 
@@ -38,8 +40,7 @@ class Exchanges:
 
     def ping(self, done: Done) -> None:
         """NOP-Out that asks for an answer (11.18)."""
-        itt = self._begin(Exchange(Kind.PING, done))
-        self._wire.emit(pdu.NOP_OUT | pdu.IMMEDIATE, pdu.FINAL, itt, word20=pdu.RESERVED_TAG)
+        self._ask(Exchange(Kind.PING, done), pdu.NOP_OUT, word20=pdu.RESERVED_TAG)
 
     def plug(self, cmd_sn: int) -> None:
         """A NOP-Out in the place of a command that the target rejected before it counted it (7.3)."""
@@ -49,20 +50,22 @@ class Exchanges:
     def manage(self, function: pdu.TaskManagement, done: Done, task: Task | None, lun: bytes) -> None:
         """A task management function on a task that has been sent, or on a logical unit (11.5)."""
         exchange = Exchange(Kind.TASK_MANAGEMENT, done, function=function, lun=lun, reference=task, cmd_sn=self._wire.window.cmd_sn)
-        itt = self._begin(exchange)
         reference, ref_cmd_sn = (task.itt, task.cmd_sn) if task is not None else (pdu.RESERVED_TAG, 0)
-        opcode = pdu.TASK_MANAGEMENT | pdu.IMMEDIATE
-        self._wire.emit(opcode, pdu.FINAL | function, itt, lun=lun, word20=reference, word32=ref_cmd_sn)
+        self._ask(exchange, pdu.TASK_MANAGEMENT, function, word20=reference, word32=ref_cmd_sn)
 
     def text(self, data: bytes, done: Done) -> None:
         """A Text Request of whole key=value pairs that fit one PDU (11.10)."""
-        itt = self._begin(Exchange(Kind.TEXT, done, text=bytearray()))
-        self._wire.emit(pdu.TEXT | pdu.IMMEDIATE, pdu.FINAL, itt, word20=pdu.RESERVED_TAG, data=data)
+        self._ask(Exchange(Kind.TEXT, done, text=bytearray()), pdu.TEXT, word20=pdu.RESERVED_TAG, data=data)
 
     def logout(self, done: Done, reason: pdu.LogoutReason) -> None:
         """Logout (11.14)."""
-        itt = self._begin(Exchange(Kind.LOGOUT, done))
-        self._wire.emit(pdu.LOGOUT | pdu.IMMEDIATE, pdu.FINAL | reason, itt)
+        self._ask(Exchange(Kind.LOGOUT, done), pdu.LOGOUT, reason)
+
+    def _ask(self, exchange: Exchange, opcode: int, flags: int = 0, *, word20: int = 0, word32: int = 0, data: bytes = b"") -> None:
+        itt = self._begin(exchange)
+        emit = partial(self._wire.emit, flags=pdu.FINAL | flags, itt=itt, lun=exchange.lun, word20=word20, word32=word32, data=data)
+        emit(opcode | pdu.IMMEDIATE)
+        exchange.again = partial(emit, opcode)
 
     # ------------------------------------------------------------------ ending
 
@@ -79,11 +82,22 @@ class Exchanges:
                 exchange.error = error
                 rest.callback(exchange.done, exchange)
 
-    def reject(self, itt: int, error: IsblkError) -> bool:
-        """End the exchange whose PDU the target rejected; False if the tag is none of ours."""
-        exchange = self._open.pop(itt, None)
+    def reject(self, itt: int, reason: int, error: IsblkError) -> bool:
+        """End the exchange whose PDU the target rejected; False if the tag is none of ours.
+
+        One of too many immediate requests is sent once more as a non-immediate one when the window has room (11.17.1).
+        """
+        exchange, window = self._open.get(itt), self._wire.window
         if exchange is None:
             return False
+        if reason == pdu.RejectReason.TOO_MANY_IMMEDIATE and exchange.again is not None and window.room > 0:
+            again, exchange.again = exchange.again, None
+            exchange.cmd_sn, exchange.numbered = window.take(), True
+            again(cmd_sn=exchange.cmd_sn)
+            return True
+        del self._open[itt]
+        if exchange.numbered and not follows(window.exp_cmd_sn, exchange.cmd_sn):
+            self.plug(exchange.cmd_sn)
         exchange.error = error
         exchange.done(exchange)
         return True
@@ -147,6 +161,7 @@ class Exchanges:
         assert exchange.text is not None
         exchange.text += data
         exchange.answers += 1
+        exchange.again = None
         if len(exchange.text) > TEXT_LIMIT or exchange.answers > TEXT_ANSWERS:
             raise ProtocolError(f"the target's text answer does not end: {len(exchange.text)} bytes in {exchange.answers} parts")
         if flags & pdu.FINAL and flags & pdu.CONTINUE:

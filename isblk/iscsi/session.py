@@ -371,7 +371,7 @@ class Session:
         opcode, itt = quoted[0] & pdu.OPCODE_MASK, quoted[5]
         error = RequestFailed(f"the target rejected a {pdu.NAMES.get(opcode, '?')} PDU (reason 0x{reason:02x})")
         task = self._tasks.get(itt)
-        if self._exchanges.reject(itt, error) or task is None or opcode == pdu.DATA_OUT:
+        if self._exchanges.reject(itt, reason, error) or task is None or opcode == pdu.DATA_OUT:
             return  # A task whose Data-Out was rejected is answered with CHECK CONDITION of its own (7.3).
         del self._tasks[itt]
         if not follows(self.wire.window.exp_cmd_sn, task.cmd_sn):

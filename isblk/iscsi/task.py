@@ -86,7 +86,8 @@ class Exchange:
 
     `done(exchange)` is called exactly once, with `error` set or `response` (the response code of task management and logout), `text` (raw
     bytes of a whole text answer), `time2wait` and `time2retain` (seconds, logout) filled in. `cmd_sn` of task management: it covers the
-    commands before.
+    commands before. `again` sends the request once more as a non-immediate one (11.17.1);
+    it is `numbered` then.
     """
 
     kind: Kind
@@ -94,6 +95,8 @@ class Exchange:
     itt: int = -1
     function: int = 0
     cmd_sn: int = 0
+    again: Callable[..., None] | None = None
+    numbered: bool = False
     lun: bytes = bytes(8)
     reference: Task | None = None
     response: int = 0

@@ -288,10 +288,13 @@ class Connection:
             with trio.move_on_after(SWEEP_SECONDS):
                 await self.closed.wait()
             if not self.closed.is_set():
-                self.session.epoch += 1
-                self._sweep_silence()
-                self._sweep_tasks()
-                self.kick()
+                self._plane.at_batch_end(self, self._sweep)  # Guarded: what raises ends the connection, not its keep-alive alone.
+
+    def _sweep(self) -> None:
+        self.session.epoch += 1
+        self._sweep_silence()
+        self._sweep_tasks()
+        self.kick()
 
     async def _leave(self, why: str) -> None:
         await self.logout()

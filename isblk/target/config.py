@@ -11,7 +11,7 @@ from isblk.errors import ProtocolError, UsageError
 from isblk.iscsi.chap import Credentials
 from isblk.iscsi.keys import KEYS
 
-DEFAULT_NAME = "iqn.2026-11.org.isblk:target"
+DEFAULT_NAME = "iqn.2026-11.invalid.isblk:target"
 DEFAULT_ALGORITHMS = (5, 6, 7, 8)
 
 

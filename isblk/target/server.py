@@ -96,6 +96,8 @@ class Server:
             try:
                 accepted.setblocking(False)
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                # An initiator that vanished without a word is noticed in the end, and its session with it.
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 connection = Connection(self.node, portal, accepted.getsockname()[0])
             except OSError:
                 return  # It was gone before it was looked at.

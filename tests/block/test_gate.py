@@ -206,3 +206,44 @@ async def test_the_sugar_of_devices_works_through_a_gate() -> None:
     await blocks.flush(gate)
     with pytest.raises(RequestInvalid):
         await blocks.read(gate, SIZE, 512)
+
+
+def test_changes_that_no_flush_covers_are_counted() -> None:
+    device = MemoryDevice(SIZE)
+    gate = Gate(device)
+    asked(gate, Op.READ)
+    assert gate.unflushed == 0
+    for op in (Op.WRITE, Op.TRIM, Op.ZERO):
+        asked(gate, op)
+    gate.submit(Request(Op.WRITE, 0, 512, memoryview(bytearray(512)), fua=True))
+    device.fail_next.append(RequestFailed("broken"))
+    asked(gate, Op.WRITE)
+    assert gate.unflushed == 3, "what FUA made durable and what failed was acknowledged to nobody as volatile"
+    device.fail_next.append(RequestFailed("broken"))
+    asked(gate, Op.FLUSH, 0, 0)
+    assert gate.unflushed == 3, "a flush that failed covers nothing"
+    asked(gate, Op.FLUSH, 0, 0)
+    assert gate.unflushed == 0
+
+
+def test_a_flush_covers_what_was_acknowledged_before_it_was_submitted_and_no_more() -> None:
+    device = MemoryDevice(SIZE, hold=True)
+    gate = Gate(device)
+    early, late = asked(gate, Op.WRITE), asked(gate, Op.WRITE)
+    device.complete(device.pending.index(early))
+    flush = asked(gate, Op.FLUSH, 0, 0)
+    device.complete(device.pending.index(late))
+    device.complete(device.pending.index(flush))
+    assert gate.unflushed == 1
+
+
+def test_flushes_that_finish_out_of_order_do_not_uncover_anything() -> None:
+    device = MemoryDevice(SIZE, hold=True)
+    gate = Gate(device)
+    first = asked(gate, Op.FLUSH, 0, 0)
+    write = asked(gate, Op.WRITE)
+    device.complete(device.pending.index(write))
+    second = asked(gate, Op.FLUSH, 0, 0)
+    device.complete(device.pending.index(second))
+    device.complete(device.pending.index(first))
+    assert gate.unflushed == 0

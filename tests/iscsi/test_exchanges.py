@@ -278,10 +278,62 @@ def test_a_rejected_exchange_ends_with_that_error() -> None:
     told: list[Exchange] = []
     exchanges.ping(told.append)
     error = RequestFailed("rejected")
-    assert not exchanges.reject(FIRST_TAG + 1, error)
-    assert exchanges.reject(FIRST_TAG, error)
+    assert not exchanges.reject(FIRST_TAG + 1, 0x04, error)
+    assert exchanges.reject(FIRST_TAG, 0x04, error)
     assert told[0].error is error
-    assert not exchanges.reject(FIRST_TAG, error)
+    assert not exchanges.reject(FIRST_TAG, 0x04, error)
+
+
+TOO_MANY_IMMEDIATE = 0x06
+
+
+@pytest.mark.parametrize("kind", ["ping", "text", "manage", "logout"])
+def test_one_of_too_many_immediate_requests_is_sent_once_more_in_its_turn(kind: str) -> None:
+    script = Script(cmd_sn=5)
+    asks = {
+        "ping": lambda: script.session.ping(script.answers.append),
+        "text": lambda: script.session.text(b"SendTargets=All\0", script.answers.append),
+        "manage": lambda: script.session.manage(TaskManagement.LOGICAL_UNIT_RESET, script.answers.append, lun=LUN_1),
+        "logout": lambda: script.session.logout(script.answers.append),
+    }
+    asks[kind]()
+    first = only(script)
+    script.hear(script.reject(TOO_MANY_IMMEDIATE, first.bhs))
+    second = only(script)
+    assert (first.immediate, second.immediate, second.cmd_sn) == (True, False, 5)
+    assert (second.bhs[1:28], second.bhs[32:], second.data) == (first.bhs[1:24] + words(5), first.bhs[32:], first.data)
+    assert not script.answers and script.session.wire.window.cmd_sn == 6
+    script.hear(script.reject(TOO_MANY_IMMEDIATE, second.bhs))
+    assert len(script.answers) == 1 and isinstance(script.answers[0].error, RequestFailed)
+    plug = only(script)
+    assert (plug.opcode, plug.immediate, plug.cmd_sn) == (0, False, 5), "its place in the order is filled"
+    script.hear(script.reject(0x04, plug.bhs))
+    assert script.said() == []
+
+
+def test_a_reset_sent_once_more_covers_what_was_sent_before_it() -> None:
+    script = Script()
+    script.session.manage(TaskManagement.LOGICAL_UNIT_RESET, script.answers.append, lun=LUN_1)
+    first = only(script)
+    task = script.command()
+    script.hear(script.reject(TOO_MANY_IMMEDIATE, first.bhs))
+    script.hear(script.managed(script.said()[-1].itt))
+    assert script.finished == [task]
+
+
+def test_with_the_window_closed_one_of_too_many_immediate_requests_fails() -> None:
+    script = Script(window=0)
+    script.session.ping(script.answers.append)
+    script.hear(script.reject(TOO_MANY_IMMEDIATE, only(script).bhs))
+    assert script.said() == [] and len(script.answers) == 1
+
+
+def test_the_continuation_of_a_text_is_not_begun_again() -> None:
+    script = Script()
+    itt = ask(script)
+    script.hear(script.text(itt, b"x", ttt=1, flags=0))
+    script.hear(script.reject(TOO_MANY_IMMEDIATE, only(script).bhs))
+    assert script.said() == [] and isinstance(script.answers[0].error, RequestFailed)
 
 
 def test_a_plug_is_a_nop_out_in_the_place_of_a_command() -> None:
@@ -290,6 +342,16 @@ def test_a_plug_is_a_nop_out_in_the_place_of_a_command() -> None:
     (sent,) = taken_apart(b"".join(bytes(piece) for piece in wire.out))
     assert (sent.opcode, sent.immediate, sent.cmd_sn, sent.ttt) == (0, False, 4, NO_TAG)
     assert wire.window.cmd_sn == 9
+
+
+def test_duplicates_of_text_and_logout_responses_are_dropped() -> None:
+    script = Script()
+    text = script.text(ask(script), b"a=b\0")
+    script.hear(text, text)
+    script.session.logout(script.answers.append)
+    logged_out = script.logged_out(only(script).itt)
+    script.hear(logged_out, logged_out)
+    assert [exchange.error for exchange in script.answers] == [None, None]
 
 
 def test_an_exchange_may_begin_another_from_its_answer() -> None:

@@ -720,7 +720,7 @@ def test_a_rejected_data_out_leaves_its_task_to_its_own_answer() -> None:
     assert script.finished == [task] and task.error is None
 
 
-@pytest.mark.parametrize("reason", [0x04, 0x06, 0x0C])
+@pytest.mark.parametrize("reason", [0x04, 0x09, 0x0C])
 def test_a_rejected_exchange_tells_whoever_asked(reason: int) -> None:
     script = Script()
     script.session.text(b"SendTargets=All\0", script.answers.append)

@@ -301,6 +301,12 @@ async def test_a_callback_may_end_the_connection() -> None:
         assert str(link.connection.error) == "enough" and isinstance(other.error, PathLost)
 
 
+async def test_a_false_alarm_is_no_matter() -> None:
+    async with linked() as link:
+        link.connection.ready(select.EPOLLIN)
+        assert not link.connection.closed.is_set() and link.connection.traffic.receives == 0
+
+
 async def test_a_partial_large_answer_and_then_the_end_leaves_no_memory_pinned() -> None:
     async with linked() as link:
         memory = bytearray(100_000)
@@ -417,7 +423,7 @@ async def test_a_rejected_abort_ends_the_connection(autojump_clock: MockClock) -
     async with linked(SLOW, watch=True) as link:
         task = link.submit(Task(LUN_1, bytes(6)))
         _, abort = await link.peer.hear(2)
-        await link.peer.say(link.script.reject(0x06, abort.bhs))
+        await link.peer.say(link.script.reject(0x04, abort.bhs))
         await link.connection.closed.wait()
         assert isinstance(task.error, PathLost)
 
@@ -428,6 +434,19 @@ async def test_a_command_that_the_window_never_let_out_is_abandoned_in_time(auto
         await trio.sleep(70)
         assert isinstance(task.error, RequestFailed) and not link.connection.closed.is_set()
         assert link.connection.traffic.sends == 0
+
+
+@pytest.mark.logs("ending a broken handler failed")
+async def test_a_bug_in_a_callback_of_an_abandoned_command_ends_the_connection_and_not_its_keep_alive_alone(
+    autojump_clock: MockClock,
+) -> None:
+    def bug(_task: Task) -> None:
+        raise RuntimeError("a bug above")
+
+    async with linked(SLOW, watch=True, window=0) as link:
+        link.submit(Task(LUN_1, bytes(6), done=bug))
+        await link.connection.closed.wait()
+        assert "please report" in str(link.connection.error)
 
 
 async def test_a_delayed_call_comes_through_the_connection(autojump_clock: MockClock) -> None:
@@ -474,7 +493,7 @@ async def test_a_logout_that_is_not_answered_ends_in_time(autojump_clock: MockCl
 async def test_a_rejected_logout_closes_the_connection(autojump_clock: MockClock) -> None:
     async with linked() as link, trio.open_nursery() as nursery:
         nursery.start_soon(link.connection.logout)
-        await link.peer.say(link.script.reject(0x06, (await link.peer.one()).bhs))
+        await link.peer.say(link.script.reject(0x04, (await link.peer.one()).bhs))
         await link.connection.closed.wait()
         assert "did not take the logout" in str(link.connection.error)
 

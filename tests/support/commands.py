@@ -13,7 +13,7 @@ from support.targets import TargetProcess
 from support.waiting import until
 
 AS_NOBODY = """
-import ctypes, encodings.idna, importlib, os, pkgutil, pwd, stringprep, sys, tabulate, isblk
+import ctypes, difflib, encodings.idna, importlib, os, pkgutil, pwd, stringprep, sys, tabulate, isblk
 for found in pkgutil.walk_packages(isblk.__path__, "isblk."):
     importlib.import_module(found.name)
 user = pwd.getpwnam("nobody")
@@ -65,7 +65,7 @@ class Commands:
 
     def gone(self, pid: int) -> None:
         """Return when the daemon `pid` has ended and the target has no session left."""
-        until(lambda: not Path(f"/proc/{pid}").exists(), f"the daemon {pid} to end")
+        until(lambda: ended(pid), f"the daemon {pid} to end")
         until(lambda: self.target.ask("sessions") == 0, "the session to end")
 
     def as_nobody(self, *arguments: str | Path, code: int = 0) -> Started:
@@ -76,8 +76,16 @@ class Commands:
             os.chown(home, 65534, 65534)
             for above in (home.parent, home.parent.parent, home.parent.parent.parent):
                 above.chmod(above.stat().st_mode | 0o011)
-        env = {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "XDG_RUNTIME_DIR": str(home / "run")}
+        env = {"HOME": str(home), "ISBLK_STATE_DIR": "", "ISBLK_RUN_DIR": "", "XDG_STATE_HOME": str(home / "s"), "XDG_RUNTIME_DIR": str(home / "r")}
         return self.processes.run([sys.executable, "-c", AS_NOBODY, *map(str, arguments)], code=code, seconds=30, env=env)
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended; its corpse may wait for a parent that is slow to look."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    except OSError:
+        return True
 
 
 def put(place: Path, offset: int, data: bytes, sync: bool = False) -> None:

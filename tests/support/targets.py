@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isblk.iscsi.chap import Credentials
-from isblk.target.config import LunConfig, Offer, PortalConfig, TargetConfig
+from isblk.target.config import Addressing, LunConfig, Offer, PortalConfig, Redirect, TargetConfig
 from isblk.target.server import Server, running
 from isblk.target.unit import Unit
 
@@ -135,11 +135,13 @@ def _describe(config: TargetConfig) -> dict[str, Any]:
     return {
         "name": config.name,
         "alias": config.alias,
-        "portals": [{"host": each.host, "port": each.port, "tpgt": each.tpgt} for each in config.portals],
+        "portals": [{**vars(each), "redirect": vars(each.redirect) if each.redirect else None} for each in config.portals],
         "luns": [vars(each) for each in config.luns],
         "credentials": secret(config.credentials),
         "mutual": secret(config.mutual),
+        "chap_algorithms": config.chap_algorithms,
         "discovery_auth": config.discovery_auth,
+        "addressing": config.addressing.value,
         "offer": vars(config.offer),
     }
 
@@ -157,10 +159,15 @@ def rebuild(described: Mapping[str, Any]) -> TargetConfig:
         TargetConfig(),
         name=described["name"],
         alias=described["alias"],
-        portals=tuple(PortalConfig(**each) for each in described["portals"]),
+        portals=tuple(
+            PortalConfig(**{**each, "redirect": Redirect(**each["redirect"]) if each["redirect"] else None})
+            for each in described["portals"]
+        ),
         luns=tuple(LunConfig(**tuples(each)) for each in described["luns"]),
         credentials=credentials(described["credentials"]),
         mutual=credentials(described["mutual"]),
+        chap_algorithms=tuple(described["chap_algorithms"]),
         discovery_auth=described["discovery_auth"],
+        addressing=Addressing(described["addressing"]),
         offer=Offer(**tuples(described["offer"])),
     )

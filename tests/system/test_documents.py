@@ -1,0 +1,144 @@
+"""What is written for users is true: the README's commands run and print what it says, the manual page is whole, the demo works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+from isblk.cli import COMMANDS, main
+from support.mounts import Mounts
+from support.processes import Processes, isblk
+from support.waiting import free_port
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("trio", "pyfuse3", "crc32c", "tabulate", "isblk.iscsi", "isblk.link", "isblk.target")
+
+
+def blocks(text: str) -> list[str]:
+    """The console blocks of a Markdown text."""
+    return re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def shape(output: str) -> list[str]:
+    """Lines of which numbers, names of this run and spacing are taken out: what is left must be as the README says."""
+    plain = re.sub(r"/\S+/(?=\w+ )", "DIR/", output)
+    plain = re.sub(r"naa\.\w+|\b[0-9a-f]{12,16}\b", "ID", plain)
+    plain = re.sub(r"\d[\d,.:]*( [KMGT]?i?B\b)?", "N", plain)
+    return [" ".join(line.split()) for line in plain.splitlines()]
+
+
+def test_every_command_of_the_readme_runs_and_prints_what_it_says(
+    root: None, fuse: None, processes: Processes, mounts: Mounts, tmp_path: Path
+) -> None:
+    text = (ROOT / "README.md").read_text()
+    for port in ("3260", "3261"):
+        text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}")
+    script, said = ["set -e"], []
+    lines = "".join(blocks(text)).splitlines()
+    for line in lines:
+        if line.startswith(("$ ", "# ")):
+            command = line[2:]
+            script.append(f"echo '@@@'; {command}")
+            if command.endswith("&"):  # a target: the next line waits until it says that it listens
+                script[-1] = f"echo '@@@'; exec 3< <({command[:-1]}); read -r heard <&3; echo \"$heard\""
+            said.append([command])
+        else:
+            said[-1].append(line)
+    place = tmp_path / "readme"
+    place.mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "isblk").write_text(f'#!/bin/sh\nexec {shlex.join(isblk())} "$@"\n')
+    (tmp_path / "bin" / "isblk").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{processes.env['PATH']}"
+    done = processes.run(["bash", "-c", "\n".join(script)], cwd=place, env={"PATH": path}, code=None)
+    printed = done.stdout.split("@@@\n")[1:]
+    assert done.wait() == 0, f"{said[len(printed) - 1][0]}: {done.stderr}"
+    for (command, *expected), actual in zip(said, printed, strict=True):
+        if command.startswith("fsck"):
+            continue
+        assert shape(actual) == shape("\n".join(expected)), command
+    assert not done.stderr.replace("e2fsck", "").startswith("isblk"), done.stderr
+
+
+def test_the_demo_shows_the_whole_way_and_cleans_up(root: None, fuse: None, processes: Processes, mounts: Mounts, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    done = processes.run([str(ROOT / "scripts" / "demo")], env={"TMPDIR": str(tmp_path / "tmp")}, seconds=50)
+    shown = re.findall(r"^\$ (isblk \w+|\w[\w.]*)", done.stdout, re.MULTILINE)
+    order = ["isblk target", "isblk discover", "isblk ls", "isblk mount", "mkfs.ext4", "mount", "isblk umount", "isblk mount", "cmp"]
+    at = -1
+    for step in order:
+        at = shown.index(step, at + 1)
+    assert "the same" in done.stdout
+    assert all(line.startswith("bootstrap: ") for line in done.stderr.splitlines()), done.stderr
+    assert not list((tmp_path / "tmp").iterdir())
+    assert not mounts.points()
+
+
+@pytest.mark.parametrize("arguments", [[], *[[name] for name in COMMANDS]])
+def test_help_teaches_by_example(processes: Processes, arguments: list[str]) -> None:
+    said = processes.run(isblk(*arguments, "--help")).stdout
+    assert f"Usage: isblk {arguments[0] if arguments else ''}" in said
+    assert re.search(r"^  isblk \w+( |$)", said, re.MULTILINE), "no example"
+    assert processes.run(isblk(*arguments, "-h")).stdout == said
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from isblk.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=30).stdout
+    loaded = said.splitlines()[-1].split()
+    assert "click" in loaded
+    assert not [name for name in loaded if name.startswith(HEAVY)]
+
+
+def test_the_list_of_commands_is_that_of_the_modules() -> None:
+    context = click.Context(main)
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        assert command is import_module(f"isblk.cli.{name}").command
+        assert command.name == name
+    assert main.get_command(context, "no-such-command") is None
+
+
+def test_a_word_that_is_no_command_is_a_usage_error(processes: Processes) -> None:
+    ended = processes.run(isblk("explode"), code=2)
+    assert "No such command 'explode'" in ended.stderr
+    assert processes.run(isblk("--version")).stdout.startswith("isblk, version 0.")
+
+
+def manual(processes: Processes) -> str:
+    env = {"MANWIDTH": "200", "MANPAGER": "cat", "MAN_KEEP_FORMATTING": "", "LC_ALL": "C.UTF-8"}
+    shown = processes.run(["man", "--warnings=w", "-l", str(ROOT / "man" / "isblk.1")], env=env)
+    assert not shown.stderr, "man has warnings"
+    return re.sub(r".\x08", "", shown.stdout)
+
+
+def test_the_manual_page_knows_every_command_and_option(processes: Processes) -> None:
+    page = manual(processes)
+    context = click.Context(main)
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        assert command is not None
+        assert re.search(rf"^     {name}\b", page, re.MULTILINE), name
+        options = [text for one in command.params if isinstance(one, click.Option) for text in (*one.opts, *one.secondary_opts)]
+        assert options or name == "umount"
+        missing = [text for text in options if not re.search(rf"(?<![\w-]){text}(?![\w-])", page)]
+        assert not missing, f"{name}: {missing}"
+
+
+def test_the_manual_page_knows_the_exit_codes_variables_and_files(processes: Processes) -> None:
+    from isblk import config, state
+    from isblk.errors import ExitCode
+
+    page = manual(processes)
+    for code in ExitCode:
+        assert re.search(rf"^     {int(code)} ", page, re.MULTILINE), code
+    variables = (config.SECRET_VARIABLE, config.TARGET_SECRET_VARIABLE, state.NAME_VARIABLE, state.STATE_VARIABLE, state.RUN_VARIABLE)
+    for text in (*variables, str(state.SYSTEM_NAME_FILE), "/var/lib/isblk", "/run/isblk"):
+        assert text in page, text
