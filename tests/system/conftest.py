@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import Commands
+from support.logs import restored_logging
 from support.mounts import Mounts
 from support.processes import Processes
 from support.targets import MIB, TargetProcess, disk, target_process
@@ -24,6 +25,13 @@ def target(image: Path) -> Iterator[TargetProcess]:
     """A target with one disk of 64 MiB and a volatile write cache."""
     with target_process([disk(0, 64 * MIB, path=str(image))]) as running:
         yield running
+
+
+@pytest.fixture
+def quiet_logging() -> Iterator[None]:
+    """Commands set up the log of the process they run in: afterwards it is as it was."""
+    with restored_logging():
+        yield
 
 
 @pytest.fixture
