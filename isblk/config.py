@@ -69,7 +69,7 @@ def make_access(
     environment: Mapping[str, str] = os.environ,
 ) -> Access:
     """How to log in (to `target`, or for discovery). Raises UsageError for secrets missing, too short, equal or readable by others."""
-    user = options.user or (target.user if target is not None else None)
+    user = options.user if options.user is not None else target.user if target is not None else None
     ours = credentials(user, options.secret_file, SECRET_VARIABLE, "--secret-file", environment)
     theirs = credentials(options.target_user, options.target_secret_file, TARGET_SECRET_VARIABLE, "--target-secret-file", environment)
     check_directions(ours, theirs)
@@ -99,7 +99,7 @@ def credentials(
     if path is not None:
         return Credentials(user, read_secret(Path(path)))
     if variable in environment:
-        return Credentials(user, environment[variable].encode())
+        return Credentials(user, os.fsencode(environment[variable]))
     raise UsageError(f"no secret for the CHAP user {user}: put it into a file of mode 0600 and give {option} FILE, or set ${variable}")
 
 

@@ -8,7 +8,7 @@ from isblk.block.align import Aligned
 from isblk.block.gate import Gate
 from isblk.block.lun import LogicalUnit
 from isblk.block.probe import Description, Link, probe, probe_all
-from isblk.errors import NotFound, UsageError
+from isblk.errors import NotFound, RequestFailed, UsageError
 from isblk.scsi.lun_number import lun_from_bytes, lun_text, lun_to_bytes
 
 
@@ -29,11 +29,12 @@ def stack(link: Link, description: Description) -> Disk:
 
 
 async def open_disk(link: Link, number: int) -> Disk:
-    """The logical unit of this number, which must be a usable disk. Raises NotFound, UsageError."""
+    """The logical unit of this number, which must be a usable disk. Raises NotFound, UsageError (no disk), RequestFailed (a sick one)."""
     lun = lun_to_bytes(number)
     description = await probe(link, lun)
     if description.refusal is not None:
-        raise UsageError(description.refusal)
+        sick = description.is_disk and description.capacity is None  # it failed before it could say how large it is
+        raise RequestFailed(description.refusal) if sick else UsageError(description.refusal)
     return stack(link, description)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from isblk.block.probe import Description, probe_all
+from isblk.block.probe import Description, probe, probe_all
 from isblk.cli.options import json_option, session_options
 from isblk.cli.running import run
 from isblk.cli.session import to_target
 from isblk.cli.text import size_text, table
 from isblk.config import parse_target
-from isblk.scsi.lun_number import lun_from_bytes, lun_text
+from isblk.scsi.lun_number import lun_from_bytes, lun_text, lun_to_bytes
 
 HEADINGS = ("LUN", "TYPE", "SIZE", "BLOCK", "VENDOR", "PRODUCT", "SERIAL", "WWID")
 
@@ -35,9 +35,7 @@ def command(target: str, as_json: bool, **options: Any) -> None:
 async def _ls(text: str, as_json: bool, options: dict[str, Any]) -> None:
     target = parse_target(text, options["portals"])
     async with to_target(target, options) as (_, connection):
-        units = await probe_all(connection)
-    if target.lun is not None:
-        units = [unit for unit in units if lun_from_bytes(unit.lun) == target.lun]
+        units = await probe_all(connection) if target.lun is None else [await probe(connection, lun_to_bytes(target.lun))]
     if as_json:
         click.echo(json.dumps([as_dict(unit) for unit in units], indent=2))
     else:

@@ -53,6 +53,8 @@ def command(
         wanted = login_options(options)
         found = parse_target(target, options["portals"])
         flags = _mount_options(mount_options)
+        if not mountpoint:
+            raise UsageError("MOUNTPOINT is empty; name a path that is not there yet, a file, or a directory")
         run = make_directory(places().run)
         spec = MountSpec(found, lun, os.path.abspath(mountpoint), run, "ro" in flags, "allow_other" in flags)
         work = _Work(spec, wanted, options)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -43,13 +45,23 @@ def errors_as_sentences() -> Iterator[None]:
     except KeyboardInterrupt:
         fail("interrupted", ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_output()
         sys.exit(0)
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _drop_output()
+            fail(f"the output cannot be written: {error.strerror}; make room where it goes", ExitCode.IO_ERROR)
         traceback.print_exc()
         fail("this is a bug in isblk; please report it with the lines above", ExitCode.BUG)
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere: it would fail once more when the interpreter ends, with words and a code of its own."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def fail(sentence: str, code: int) -> NoReturn:
@@ -71,15 +83,16 @@ async def _interruptible(main: Callable[[], Awaitable[None]], until_signal: bool
     caught: list[int] = []
     failure: BaseException | None = None
 
-    async def listen(scope: trio.CancelScope) -> None:
+    async def listen(scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
             async for number in signals:
                 caught.append(number)
                 scope.cancel()
 
     async with trio.open_nursery() as nursery:
         with trio.CancelScope() as scope:
-            nursery.start_soon(listen, scope)
+            await nursery.start(listen, scope)
             # Kept for after the nursery: an exception that crosses one comes out in a group.
             try:
                 await main()

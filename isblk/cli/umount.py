@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
 
 from isblk import control
 from isblk.cli.running import errors_as_sentences
-from isblk.errors import IsblkError, RequestFailed
+from isblk.errors import IsblkError, RequestFailed, UsageError
 from isblk.export import mountpoint as mountpoints
 from isblk.state import places
 
@@ -26,6 +28,8 @@ def command(mountpoint: str, timeout: float) -> None:
     umount(8) and `fusermount3 -u` end a mount just as well, but do not wait for the end and do not tell what could not be written back.
     """
     with errors_as_sentences():
+        if not mountpoint:
+            raise UsageError("MOUNTPOINT is empty; 'isblk status' lists what is mounted")
         daemon = _daemon_of(mountpoint)
         if daemon is None:
             mountpoints.unmount(mountpoint)
@@ -37,13 +41,16 @@ def command(mountpoint: str, timeout: float) -> None:
 
 
 def _daemon_of(mountpoint: str) -> control.Daemon | None:
-    """The daemon that serves a mountpoint; None when it is dead, or when the mount is not isblk's."""
-    wanted = {os.path.abspath(mountpoint), os.path.realpath(os.path.dirname(os.path.abspath(mountpoint)))}
-    wanted.add(os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(mountpoint))), os.path.basename(mountpoint.rstrip("/"))))
+    """The daemon that serves a mountpoint, by whatever name; None when it is dead, or when the mount is not isblk's."""
+    path = Path(os.path.abspath(mountpoint))
+    wanted = {str(path), str(path.parent.resolve() / path.name)}
+    with suppress(OSError):  # a dead mount cannot be looked at
+        wanted.add(str(path.resolve()))
     for daemon in control.daemons(places().run):
         try:
             status: dict[str, Any] = control.ask(daemon.path, "status")
-        except IsblkError:
+        except IsblkError as error:  # It may be the one: then nobody waits for it, and the user has to know.
+            click.echo(f"isblk: {error}", err=True)
             continue
         if status.get("where") in wanted:
             return daemon

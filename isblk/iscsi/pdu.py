@@ -195,7 +195,11 @@ def describe(bhs: bytes | memoryview) -> str:
     parts = [NAMES.get(code, f"opcode 0x{code:02x}")]
     if opcode & IMMEDIATE:
         parts.append("immediate")
-    parts.append(f"flags=0x{flags:02x} bytes={lengths & 0xFFFFFF} itt=0x{itt:x} lun={bytes(lun).hex()}")
+    is_login = code in (LOGIN, LOGIN_RESPONSE)  # which have ISID and TSIH in the place of the LUN (11.12, 11.13)
+    place = f"isid={lun[:6].hex()} tsih={int.from_bytes(lun[6:], 'big')}" if is_login else f"lun={lun.hex()}"
+    parts.append(f"flags=0x{flags:02x} bytes={lengths & 0xFFFFFF} itt=0x{itt:x} {place}")
+    if code == LOGIN_RESPONSE:
+        parts.append(f"status=0x{words[4] >> 16:04x}")
     if code in (SCSI_RESPONSE, DATA_IN):
         parts.append(f"response=0x{second:02x} status=0x{third:02x}")
     if code == REJECT:

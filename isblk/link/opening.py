@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from isblk.errors import ExitCode, IsblkError, LoginRefused, Unreachable
+from isblk.iscsi import pdu
 from isblk.iscsi.chap import MD5_ALONE, STRONGEST_FIRST, Algorithm, Credentials
 from isblk.iscsi.framer import Framer, frame
 from isblk.iscsi.login import AuthenticationFailed, LoginConversation, LoginSettings, Redirect
@@ -183,12 +184,20 @@ class _LoginSink:
         self._access = access
         self._discovery = discovery
 
+    def say(self, bhs: bytes, text: bytes) -> None:
+        """Queue a request in `out`."""
+        if self._access.trace is not None:
+            self._access.trace("->", pdu.describe(bhs))
+        self.out.extend(frame(bhs, text))
+
     def place(self, bhs: memoryview, length: int) -> memoryview | None:
         return None
 
     def deliver(self, bhs: memoryview, ahs: memoryview, data: memoryview) -> None:
+        if self._access.trace is not None:
+            self._access.trace("<-", pdu.describe(bhs))
         for request, text in self._conversation.answer(bhs, data):
-            self.out.extend(frame(request, text))
+            self.say(request, text)
         result = self._conversation.result
         if result is not None:
             session = Session(result, self._discovery)
@@ -203,8 +212,7 @@ async def _converse(plane: Plane, sock: socket.socket, portal: Portal, settings:
     """The login, turn by turn; the socket joins the plane when it has succeeded."""
     conversation = LoginConversation(settings)
     sink = _LoginSink(conversation, access, settings.target_name is None)
-    bhs, text = conversation.start()
-    sink.out.extend(frame(bhs, text))
+    sink.say(*conversation.start())
     try:
         while sink.session is None:
             await _send_all(sock, b"".join(sink.out))

@@ -176,13 +176,25 @@ class Plane:
 
 @asynccontextmanager
 async def running_plane() -> AsyncIterator[Plane]:
-    """A plane with its task, for the length of a block; an exception of the block comes out as itself, not in a group."""
+    """A plane with its task, for the length of a block; an exception of the block comes out as itself, not in a group.
+
+    A cancellation from outside ends the block, and the plane only after it: the logout on the way out still has to be sent.
+    """
     plane = Plane()
+    scope = trio.CancelScope()
+
+    async def serve(task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await plane.run(task_status)
+
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(plane.run)
-            yield plane
-            nursery.cancel_scope.cancel()
+            await nursery.start(serve)
+            scope.shield = True  # Not before: a start that is cancelled must end it.
+            try:
+                yield plane
+            finally:
+                scope.cancel()
     except BaseExceptionGroup as group:
         raise _single(group) from None
     finally:

@@ -5,6 +5,7 @@ A session has one connection (MaxConnections=1, ErrorRecoveryLevel=0) and ends w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,6 +13,8 @@ from isblk.iscsi.chap import Challenges
 from isblk.target.config import TargetConfig
 from isblk.target.luns import LogicalUnits
 from isblk.target.outcome import Nexus
+
+log = logging.getLogger(__name__)
 
 NORMAL, DISCOVERY = "Normal", "Discovery"
 _MASK, _HALF = 0xFFFFFFFF, 0x80000000
@@ -89,6 +92,7 @@ class Node:
         session = Session(nexus, session_type, self._new_tsih(), cid, link, window)
         self.sessions[session.tsih] = session
         self.logins += 1
+        log.info("%s logged in (%s session, ISID %s)", nexus.initiator, session_type, nexus.isid.hex())
         if session_type == NORMAL:
             self.units.nexus_started(nexus)
             if old is not None:

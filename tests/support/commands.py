@@ -76,7 +76,13 @@ class Commands:
             os.chown(home, 65534, 65534)
             for above in (home.parent, home.parent.parent, home.parent.parent.parent):
                 above.chmod(above.stat().st_mode | 0o011)
-        env = {"HOME": str(home), "ISBLK_STATE_DIR": "", "ISBLK_RUN_DIR": "", "XDG_STATE_HOME": str(home / "s"), "XDG_RUNTIME_DIR": str(home / "r")}
+        env = {
+            "HOME": str(home),
+            "ISBLK_STATE_DIR": "",
+            "ISBLK_RUN_DIR": "",
+            "XDG_STATE_HOME": str(home / "s"),
+            "XDG_RUNTIME_DIR": str(home / "r"),
+        }
         return self.processes.run([sys.executable, "-c", AS_NOBODY, *map(str, arguments)], code=code, seconds=30, env=env)
 
 

@@ -1,10 +1,12 @@
 """Peers that misbehave, as TCP servers in a thread: scripted ones, and a proxy that spoils what an honest target answers.
 
-The proxy knows as much of RFC 7143 as it takes to find where a PDU ends: 48 bytes of header, AHS, padded data, and digests once the login is over.
+The proxy knows as much of RFC 7143 as it takes to find where a PDU ends: 48 bytes of header, AHS, padded data, and digests once the
+login is over.
 """
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -84,10 +86,10 @@ def _next_pdu(upstream: socket.socket, digests: bool) -> bytearray:
     return pdu + _exactly(upstream, rest)
 
 
-def spoiling(portal: str, spoil: Spoil, digests: bool = False) -> Script:
-    """Between an initiator and the target at `portal`: each answer goes through `spoil`; an empty one closes the connection.
+def spoiling(portal: str, spoil: Spoil = bytes, digests: bool = False, limit: float = math.inf) -> Script:
+    """Between an initiator and the target at `portal`: each answer goes through `spoil`.
 
-    `digests`: both digests are on after the login.
+    After `limit` bytes of answers the connection is closed. `digests`: both digests are on after the login.
     """
 
     def script(connection: socket.socket) -> None:
@@ -96,15 +98,14 @@ def spoiling(portal: str, spoil: Spoil, digests: bool = False) -> Script:
             pump = threading.Thread(target=_pump, args=(connection, upstream), daemon=True)
             pump.start()
             with suppress(OSError):
-                full_feature = False
-                while True:
+                full_feature, left = False, limit
+                while left > 0:
                     pdu = _next_pdu(upstream, digests and full_feature)
                     # The last answer of a login (T bit, next stage 3) is the last one without digests.
                     full_feature = full_feature or (pdu[0] == LOGIN_RESPONSE and pdu[1] & 0x83 == 0x83)
                     spoiled = spoil(pdu)
-                    if not spoiled:
-                        break
-                    connection.sendall(spoiled)
+                    connection.sendall(spoiled[: int(min(left, len(spoiled)))])
+                    left -= len(spoiled)
             for one in (connection, upstream):
                 with suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
@@ -119,19 +120,6 @@ def _pump(source: socket.socket, to: socket.socket) -> None:
             to.sendall(data)
     with suppress(OSError):
         to.shutdown(socket.SHUT_WR)
-
-
-def cut_at(count: int) -> Spoil:
-    """Forward so many bytes of the whole stream, then close."""
-    left = count
-
-    def spoil(pdu: bytearray) -> bytes:
-        nonlocal left
-        part = bytes(pdu[:left]) if left < len(pdu) else bytes(pdu)
-        left -= len(part)
-        return part
-
-    return spoil
 
 
 def only(opcode: int, change: Callable[[bytearray], bytes]) -> Spoil:

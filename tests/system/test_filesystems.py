@@ -1,4 +1,4 @@
-"""What the file is for: file systems made on it, checked, mounted through a loop device, filled and compared; random writes verified by fio."""
+"""What the file is for: file systems made, checked, loop-mounted, filled and compared on it; random writes verified by fio."""
 
 from __future__ import annotations
 

@@ -217,6 +217,17 @@ def test_the_command_does_not_keep_a_pipe_open(commands: Commands, tmp_path: Pat
     commands.umount(tmp_path / "disk")
 
 
+def test_umount_knows_a_mount_by_other_names_too(commands: Commands, tmp_path: Path) -> None:
+    (tmp_path / "way").symlink_to(tmp_path)
+    for name in ("way/disk", "link", "disk/"):
+        place = commands.mount(tmp_path / "disk")
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(place)
+        (mount,) = commands.status()
+        commands.run("umount", f"{tmp_path}/{name}")
+        assert ended(mount["pid"]), "it waits for the end only when it has found the daemon"
+
+
 def test_an_ordinary_user_mounts_writes_and_unmounts(fuse_for_users: None, commands: Commands, image: Path, tmp_path: Path) -> None:
     home = tmp_path / "nobody"
     commands.as_nobody("status")
@@ -225,7 +236,9 @@ def test_an_ordinary_user_mounts_writes_and_unmounts(fuse_for_users: None, comma
     as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
     said = subprocess.run([*as_user, "stat", "-c", "%U %a %s", place], capture_output=True, text=True, check=True, timeout=20)
     assert said.stdout == f"nobody 600 {64 * MIB}\n"
-    subprocess.run([*as_user, "dd", "if=/dev/zero", f"of={place}", "bs=1M", "count=1", "conv=notrunc"], check=True, capture_output=True, timeout=20)
+    subprocess.run(
+        [*as_user, "dd", "if=/dev/zero", f"of={place}", "bs=1M", "count=1", "conv=notrunc"], check=True, capture_output=True, timeout=20
+    )
     assert "disk" in commands.as_nobody("status").stdout
     commands.as_nobody("umount", place)
     assert commands.target.ask("sessions") == 0

@@ -1,0 +1,331 @@
+"""One mount from login to logout with the front end replaced: what is shown, the order of the end, and what may go wrong at each step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from isblk import control, daemon
+from isblk.block.request import Device, read, write
+from isblk.config import Target
+from isblk.daemon import MountSpec, mount
+from isblk.errors import IsblkError, LoginRefused, NotFound, RequestFailed, UsageError
+from isblk.export import mountpoint as mountpoints
+from isblk.export.files import Volume
+from isblk.export.fuse import Counters, MountOptions
+from isblk.export.mountpoint import Mountpoint
+from isblk.iscsi.names import Isid, Portal
+from isblk.link.connection import Timing
+from isblk.link.opening import Access
+from support.targets import MIB, RunningTarget, disk, running_target
+
+INITIATOR = "iqn.2026-11.test.isblk:initiator"
+DATA = bytes(range(256)) * 4
+
+
+class FrontEnd:
+    """Stands in for export.fuse.serve: runs until it is unmounted or told to stop, and lets the test use the devices."""
+
+    def __init__(self) -> None:
+        self.volume: Volume | None = None
+        self.options: MountOptions | None = None
+        self.unmounted = trio.Event()
+        self.refusal: IsblkError | None = None
+
+    async def serve(
+        self,
+        volume: Volume,
+        mountpoint: Mountpoint,
+        options: MountOptions,
+        counters: Counters | None = None,
+        stop: trio.Event | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.volume, self.options = volume, options
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            for event in (stop, self.unmounted):
+                assert event is not None
+                nursery.start_soon(self._until, event, nursery.cancel_scope)
+
+    async def _until(self, event: trio.Event, scope: trio.CancelScope) -> None:
+        await event.wait()
+        scope.cancel()
+
+    @property
+    def devices(self) -> list[Device]:
+        assert self.volume is not None
+        return list(self.volume.devices.values())
+
+
+@pytest.fixture
+def front_end(monkeypatch: pytest.MonkeyPatch) -> FrontEnd:
+    front = FrontEnd()
+    monkeypatch.setattr(daemon, "serve", front.serve)
+    monkeypatch.setattr(mountpoints, "check_machine", lambda allow_other: None)
+    return front
+
+
+def spec(target: RunningTarget, place: Path, lun: int | None = None, **settings: Any) -> MountSpec:
+    run = place.parent / "run"
+    run.mkdir(exist_ok=True)
+    in_url = settings.pop("in_url", None)
+    return MountSpec(Target(target.name, (Portal.parse(target.portal),), in_url), lun, str(place), run, **settings)
+
+
+ACCESS = Access(INITIATOR, Isid.from_random(1), timing=Timing(login_timeout=5))
+
+
+@asynccontextmanager
+async def mounted(wanted: MountSpec, access: Access = ACCESS) -> AsyncIterator[trio.Event]:
+    """A mount that is there, for the length of a block; setting the event ends it."""
+    stop, started = trio.Event(), trio.Event()
+    failure: IsblkError | None = None
+
+    async def run() -> None:
+        nonlocal failure
+        try:
+            await mount(wanted, access, stop, started.set)
+        except IsblkError as error:
+            failure = error
+        started.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await started.wait()
+        if failure is None:
+            yield stop
+    if failure is not None:
+        raise failure
+
+
+async def fails(wanted: MountSpec, kind: type[IsblkError], match: str, target: RunningTarget, access: Access = ACCESS) -> None:
+    """A mount that must not get as far as being there, and must leave nothing."""
+    before = set(Path(wanted.mountpoint).parent.iterdir())
+    with pytest.raises(kind, match=match) as caught:
+        await mount(wanted, access, trio.Event(), lambda: pytest.fail("it was reported as being there"))
+    assert "\n" not in str(caught.value)
+    assert set(Path(wanted.mountpoint).parent.iterdir()) == before, "neither a mountpoint nor anything else is left"
+    assert list(wanted.run_directory.iterdir()) == []
+    await left_alone(target)
+
+
+async def left_alone(target: RunningTarget) -> None:
+    with trio.fail_after(10):
+        while target.sessions:
+            await trio.lowlevel.checkpoint()
+
+
+# --------------------------------------------------------------------------------------------------------------------- what is shown
+
+
+async def test_one_disk_is_a_file(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target([disk(3)]) as target:
+        async with mounted(spec(target, tmp_path / "disk")) as stop:
+            assert front_end.volume is not None and not front_end.volume.is_directory
+            assert front_end.options == MountOptions(f"{target.name}/3")
+            assert [device.geometry.size for device in front_end.devices] == [16 * MIB]
+            assert (tmp_path / "disk").is_file()
+            stop.set()
+        await left_alone(target)
+        assert not (tmp_path / "disk").exists()
+
+
+@pytest.mark.logs("LUN 0 is no disk.*it is left out")
+async def test_a_directory_shows_every_disk(front_end: FrontEnd, tmp_path: Path) -> None:
+    (tmp_path / "luns").mkdir()
+    async with running_target([disk(0, device_type=0x0C), disk(1), disk(7, size=MIB)]) as target:
+        async with mounted(spec(target, tmp_path / "luns", read_only=True, allow_other=True)) as stop:
+            assert front_end.volume is not None and front_end.volume.is_directory and front_end.volume.read_only
+            assert [name for name, _, _ in front_end.volume.entries(0)] == [b"lun1", b"lun7"]
+            assert front_end.options == MountOptions(target.name, read_only=True, allow_other=True)
+            stop.set()
+        assert (tmp_path / "luns").is_dir(), "a directory that was there stays"
+
+
+@pytest.mark.parametrize(("lun", "in_url", "size"), [(1, None, 1), (None, 2, 2), (1, 2, 1)])
+async def test_a_lun_is_chosen_by_option_before_url(
+    lun: int | None, in_url: int | None, size: int, front_end: FrontEnd, tmp_path: Path
+) -> None:
+    luns = [disk(1, size=MIB), disk(2, size=2 * MIB)]
+    async with running_target(luns) as target, mounted(spec(target, tmp_path / "disk", lun, in_url=in_url)) as stop:
+        assert [device.geometry.size for device in front_end.devices] == [size * MIB]
+        stop.set()
+
+
+async def test_its_status_is_answered_over_the_control_socket(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target() as target:
+        wanted = spec(target, tmp_path / "disk")
+        async with mounted(wanted) as stop:
+            await write(front_end.devices[0], 0, DATA)
+            (found,) = await trio.to_thread.run_sync(control.daemons, wanted.run_directory)
+            answer = await trio.to_thread.run_sync(control.ask, found.path, "status")
+            stop.set()
+    assert json.loads(json.dumps(answer)) == answer
+    assert (answer["pid"], answer["kind"], answer["where"], answer["target"]) == (os.getpid(), "mount", str(tmp_path / "disk"), target.name)
+    assert (answer["read_only"], len(answer["sessions"]), len(answer["devices"])) == (False, 1, 1)
+    assert answer["devices"][0]["counters"]["write_bytes"] == len(DATA)
+    assert answer["sessions"][0]["portal"] == target.portal
+    assert not found.path.exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------------- the end
+
+
+async def unmount(front_end: FrontEnd, wanted: MountSpec, stop: trio.Event) -> None:
+    front_end.unmounted.set()
+
+
+async def stop_event(front_end: FrontEnd, wanted: MountSpec, stop: trio.Event) -> None:
+    stop.set()
+
+
+async def ask_to_stop(front_end: FrontEnd, wanted: MountSpec, stop: trio.Event) -> None:
+    await trio.to_thread.run_sync(control.ask, control.socket_path(wanted.run_directory), "stop")
+
+
+@pytest.mark.parametrize("end", [unmount, stop_event, ask_to_stop])
+async def test_every_end_writes_back_and_logs_out(
+    end: Callable[[FrontEnd, MountSpec, trio.Event], Awaitable[None]], front_end: FrontEnd, tmp_path: Path
+) -> None:
+    image = tmp_path / "image"
+    async with running_target([disk(0, path=str(image))]) as target:
+        wanted = spec(target, tmp_path / "disk")
+        async with mounted(wanted) as stop:
+            await write(front_end.devices[0], 0, DATA)
+            assert image.read_bytes()[: len(DATA)] == bytes(len(DATA)), "the target's cache is volatile"
+            await end(front_end, wanted, stop)
+        await left_alone(target)
+        target.server.crash_cache()
+        assert image.read_bytes()[: len(DATA)] == DATA
+        assert not (tmp_path / "disk").exists() and list(wanted.run_directory.iterdir()) == []
+
+
+async def test_a_cancelled_mount_writes_back_and_logs_out(front_end: FrontEnd, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    async with running_target([disk(0, path=str(image))]) as target:
+        with trio.CancelScope() as scope:
+            async with mounted(spec(target, tmp_path / "disk")):
+                await write(front_end.devices[0], 0, DATA)
+                scope.cancel()
+        assert scope.cancelled_caught
+        await left_alone(target)
+        target.server.crash_cache()
+        assert image.read_bytes()[: len(DATA)] == DATA
+        assert not (tmp_path / "disk").exists()
+
+
+async def test_what_is_in_flight_ends_before_the_cache_is_synchronized(front_end: FrontEnd, tmp_path: Path) -> None:
+    order: list[str] = []
+    async with running_target() as target, mounted(spec(target, tmp_path / "disk")) as stop, trio.open_nursery() as nursery:
+        target.node.hold = lambda lun, cdb: cdb[0] in (0x2A, 0x8A)
+
+        async def late() -> None:
+            await write(front_end.devices[0], 0, DATA)
+            order.append("written")
+
+        nursery.start_soon(late)
+        while not target.node.held:
+            await trio.lowlevel.checkpoint()
+        target.node.trace = lambda direction, text: order.append(" ".join(text.split()[:2])) if direction == "<" else None
+        stop.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert order == [], "neither synchronized nor logged out while a write is under way"
+        target.node.hold = None
+        target.node.release()
+    assert order[0] == "written" and [text.split()[0] for text in order[1:]] == ["SCSI", "Logout"]
+
+
+@pytest.mark.logs("every request fails until it is unmounted and mounted again")
+async def test_data_that_could_not_be_written_back_is_named(front_end: FrontEnd, tmp_path: Path) -> None:
+    async def write_and_lose_power(target: RunningTarget) -> None:
+        async with mounted(spec(target, tmp_path / "disk")) as stop:
+            await write(front_end.devices[0], 0, DATA)
+            target.server.crash_cache()
+            with pytest.raises(IsblkError):
+                await read(front_end.devices[0], 0, 512)
+            stop.set()
+
+    async with running_target([disk(5)]) as target:
+        with pytest.raises(RequestFailed, match=r"written data may be lost: .*LUN 5 \(") as caught:
+            await write_and_lose_power(target)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "disk").exists()
+
+
+@pytest.mark.logs("every request fails until it is unmounted and mounted again")
+async def test_a_lost_session_with_nothing_to_write_back_is_no_loss(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target() as target, mounted(spec(target, tmp_path / "disk")) as stop:
+        await read(front_end.devices[0], 0, 512)
+        target.server.drop_all()
+        with pytest.raises(IsblkError):
+            await read(front_end.devices[0], 0, 512)
+        stop.set()
+
+
+# --------------------------------------------------------------------------------------------------------------- what goes wrong before
+
+
+async def test_several_disks_and_a_file(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target([disk(1), disk(4)]) as target:
+        await fails(spec(target, tmp_path / "disk"), UsageError, r"several disks \(LUN 1, 4\)", target)
+
+
+async def test_a_lun_that_is_not_there(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target() as target:
+        await fails(spec(target, tmp_path / "disk", 9), NotFound, "LUN 9", target)
+
+
+async def test_a_target_that_is_not_there(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target() as target:
+        other = MountSpec(Target(target.name + "2", (Portal.parse(target.portal),)), None, str(tmp_path / "disk"), tmp_path)
+        with pytest.raises(NotFound, match="no such target"):
+            await mount(other, ACCESS, trio.Event(), lambda: None)
+        assert not (tmp_path / "disk").exists()
+
+
+async def test_a_mountpoint_without_its_directory(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target() as target:
+        wanted = MountSpec(Target(target.name, (Portal.parse(target.portal),)), None, str(tmp_path / "no" / "disk"), tmp_path)
+        with pytest.raises(UsageError, match="make that directory first"):
+            await mount(wanted, ACCESS, trio.Event(), lambda: None)
+        await left_alone(target)
+
+
+async def test_a_directory_and_one_disk(front_end: FrontEnd, tmp_path: Path) -> None:
+    (tmp_path / "luns").mkdir()
+    async with running_target([disk(1), disk(4)]) as target, mounted(spec(target, tmp_path / "luns", 4)) as stop:
+        assert front_end.volume is not None
+        assert [name for name, _, _ in front_end.volume.entries(0)] == [b"lun4"], "one disk chosen is the one shown"
+        stop.set()
+
+
+async def test_a_front_end_that_refuses(front_end: FrontEnd, tmp_path: Path) -> None:
+    front_end.refusal = UsageError("the kernel does not want this")
+    async with running_target() as target:
+        await fails(spec(target, tmp_path / "disk"), UsageError, "^the kernel does not want this$", target)
+
+
+async def test_a_control_socket_that_cannot_be_made(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target() as target:
+        wanted = MountSpec(Target(target.name, (Portal.parse(target.portal),)), None, str(tmp_path / "disk"), tmp_path / "absent")
+        with pytest.raises(UsageError, match="control socket"):
+            await mount(wanted, ACCESS, trio.Event(), lambda: None)
+        assert not (tmp_path / "disk").exists()
+        await left_alone(target)
+
+
+async def test_a_login_that_is_refused(front_end: FrontEnd, tmp_path: Path) -> None:
+    from isblk.iscsi.chap import Credentials
+
+    async with running_target(credentials=Credentials("me", b"a secret of twenty two")) as target:
+        await fails(spec(target, tmp_path / "disk"), LoginRefused, "wants authentication", target)
