@@ -150,13 +150,13 @@ class Framer:
         """The PDU at `start` with everything a PDU can have; False when more bytes are needed first."""
         if ahs_length > AHS_LIMIT:
             raise ProtocolError(f"the peer sent {ahs_length} bytes of additional headers, more than the {AHS_LIMIT} that are believed")
+        if not self._header_digest:  # Else the digest comes first: a length that it does not vouch for must not be believed (7.8).
+            self._check_length(data_length)
         body = start + pdu.BHS_LENGTH + ahs_length + (pdu.DIGEST_LENGTH if self._header_digest else 0)
         if body > self._end:
             return False
-        # The digest comes first: a length that it does not vouch for must not be believed (protocol: 7.8).
         self._check_header(start, ahs_length)
-        if data_length > self.limit:
-            raise ProtocolError(f"the peer sent a data segment of {data_length} bytes, more than the {self.limit} that were agreed")
+        self._check_length(data_length)
         trailer = self._trailer(data_length)
         if body + data_length + trailer > self._end:
             return self._begin_landing(start, body, data_length) if self._worth_placing(start, body, data_length + trailer) else False
@@ -213,6 +213,10 @@ class Framer:
         end = start + pdu.BHS_LENGTH + ahs_length
         if crc32c(self._view[start:end]) != int.from_bytes(self._view[end : end + 4], "little"):
             raise DigestError("the header digest of a PDU is wrong: the network or the peer damaged it, so the session ends")
+
+    def _check_length(self, data_length: int) -> None:
+        if data_length > self.limit:
+            raise ProtocolError(f"the peer sent a data segment of {data_length} bytes, more than the {self.limit} that were agreed")
 
     def _check_data(self, data: memoryview, trailer: memoryview) -> None:
         if not self._data_digest or not data:

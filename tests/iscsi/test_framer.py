@@ -416,3 +416,12 @@ def test_the_limits_of_the_module_fit_each_other() -> None:
 
 def test_the_other_builder_of_the_tests_agrees() -> None:
     assert pdu_bytes(BHS, b"abc", AHS, True) == build(b"abc", AHS, True, True)
+
+
+def test_an_answer_in_another_protocol_is_refused_at_its_first_48_bytes() -> None:
+    """An HTTP server announces nonsense and then waits: without a header digest nothing more has to come to know it."""
+    framer = Framer(Recorder(), 8192)
+    answer = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\n"[:48]
+    framer.receive_buffer()[:48] = answer
+    with pytest.raises(ProtocolError):
+        framer.received(48)
