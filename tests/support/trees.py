@@ -44,5 +44,14 @@ def fio_verify(place: Path, size: str, *more: str) -> None:
     """Random writes of many sizes through libaio with O_DIRECT, each read back and checked by its CRC32C."""
     check(
         *("fio", "--name=verify", f"--filename={place}", f"--size={size}", "--rw=randwrite", "--bsrange=4k-256k", "--direct=1"),
-        *("--ioengine=libaio", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--allow_file_create=0", *more),
+        *(
+            "--ioengine=libaio",
+            "--iodepth=16",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--do_verify=1",
+            "--allow_file_create=0",
+            "--verify_state_save=0",
+            *more,
+        ),
     )

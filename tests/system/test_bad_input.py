@@ -271,6 +271,16 @@ def test_an_answer_that_is_cut_at_each_byte(in_process: CliRunner) -> None:
         until(lambda: target.ask("sessions") == 0, "the sessions to end")
 
 
+@pytest.mark.parametrize(("limit", "code"), [(0, 4), (100, 4), (600, 6), (900, 6), (1100, 6)])
+def test_a_mount_whose_session_breaks_before_the_file_is_there(
+    commands: Commands, mounts: Mounts, tmp_path: Path, limit: int, code: int
+) -> None:
+    """In the login, and while the logical unit is probed."""
+    with hostile.server(hostile.spoiling(commands.target.portal, limit=limit)) as portal:
+        arguments = ["mount", "-p", portal, commands.target.name, tmp_path / "disk"]
+        refused(commands.processes, mounts, *arguments, code=code, words=portal, target=commands.target)
+
+
 @pytest.mark.parametrize("bits", [0x00, 0x40], ids=["F=0", "C=1"])
 def test_a_text_answer_that_never_ends(in_process: CliRunner, bits: int) -> None:
     """Each answer says that more is to come."""

@@ -6,7 +6,9 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,51 @@ def test_a_lost_session_fails_requests_at_once_and_can_be_unmounted(commands: Co
     commands.umount(place)
     get(commands.mount(place), 0, 512)
     commands.umount(place)
+
+
+def test_sigterm_under_load_loses_nothing_that_was_acknowledged(commands: Commands, image: Path, tmp_path: Path) -> None:
+    """A writer that keeps the file open is cut off; every block whose fsync returned is on the medium."""
+    place = commands.mount(tmp_path / "disk")
+    (mount,) = commands.status()
+    acknowledged = 0
+
+    def write_until_it_ends() -> None:
+        nonlocal acknowledged
+        with place.open("r+b", buffering=0) as file:
+            for number in range(1, 16000):
+                os.pwrite(file.fileno(), number.to_bytes(4, "big") * 1024, number * 4096)
+                os.fsync(file.fileno())
+                acknowledged = number
+
+    writer = threading.Thread(target=lambda: suppressed(write_until_it_ends))
+    writer.start()
+    until(lambda: acknowledged > 20, "the writer to get going")
+    os.kill(mount["pid"], signal.SIGTERM)
+    writer.join(30)
+    assert not writer.is_alive()
+    commands.gone(mount["pid"])
+    commands.target.ask("crash")
+    assert 20 < acknowledged < 15999
+    for number in range(1, acknowledged + 1):
+        assert get(image, number * 4096, 4) == number.to_bytes(4, "big")
+
+
+def suppressed(function: Callable[[], None]) -> None:
+    with suppress(OSError):
+        function()
+
+
+def test_a_lazy_unmount_ends_with_the_last_user_of_the_file(commands: Commands, image: Path, tmp_path: Path) -> None:
+    place = commands.mount(tmp_path / "disk")
+    (mount,) = commands.status()
+    with place.open("r+b", buffering=0) as file:
+        subprocess.run(["umount", "-l", place], check=True)
+        assert not place.exists() or place.stat().st_size == 0
+        os.pwrite(file.fileno(), DATA, 0)
+        assert not ended(mount["pid"])
+    commands.gone(mount["pid"])
+    commands.target.ask("crash")
+    assert get(image, 0, len(DATA)) == DATA
 
 
 def test_an_existing_file_is_mounted_over_and_stays(commands: Commands, tmp_path: Path) -> None:
