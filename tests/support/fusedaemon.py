@@ -30,6 +30,20 @@ from isblk.export.mountpoint import prepare, unmount
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+AS_USER = """
+import ctypes, encodings.idna, importlib, os, pkgutil, pwd, stringprep, sys, isblk
+for found in pkgutil.walk_packages(isblk.__path__, "isblk."):
+    importlib.import_module(found.name)
+from support import fusedaemon
+user = pwd.getpwnam(sys.argv[1])
+if sys.argv[2]:
+    assert ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+os.setgroups([]), os.setresgid(*[user.pw_gid] * 3), os.setresuid(*[user.pw_uid] * 3)
+sys.argv[1:] = [sys.argv[3]]
+fusedaemon.main()
+"""
+"""The daemon of an ordinary user; everything is imported first, since the checkout may lie where only root can read."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -166,11 +180,10 @@ class Mounted:
 
 
 def start(plan: Plan, user: str | None = None, privileges: bool = True) -> subprocess.Popen[str]:
-    """The daemon as a process, perhaps as another user (by setpriv: no password, no session) who may use no set-user-id program."""
+    """The daemon as a process, perhaps as another user, who without `privileges` may use no set-user-id program."""
     command = [sys.executable, __file__, json.dumps(dataclasses.asdict(plan))]
     if user is not None:
-        rest = [] if privileges else ["--no-new-privs"]
-        command = ["setpriv", f"--reuid={user}", "--regid=nogroup", "--clear-groups", *rest, *command]
+        command = [sys.executable, "-c", AS_USER, user, "" if privileges else "no-new-privs", command[-1]]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd="/")
 
