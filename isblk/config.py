@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from isblk.block.choose import IMMEDIATE, Failback, NoPathRetry, Policy
+from isblk.block.policies import FencePolicy, Policies
 from isblk.errors import UsageError
 from isblk.iscsi.chap import STRONGEST_FIRST, Algorithm, Credentials, check_directions
 from isblk.iscsi.names import Isid, Portal, parse_target_url, target_name
-from isblk.link.connection import Timing
 from isblk.link.opening import Access
+from isblk.link.sweeper import Timing
 
 SECRET_VARIABLE = "ISBLK_SECRET"
 TARGET_SECRET_VARIABLE = "ISBLK_TARGET_SECRET"
@@ -45,6 +49,76 @@ class LoginOptions:
     no_md5_retry: bool = False
     digests: tuple[str, str] = ("allow", "allow")
     login_timeout: float = 15
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """The path options of a command line, as they were given."""
+
+    policy: str | None = None
+    failback: str | None = None
+    no_path_retry: str | None = None
+    replacement_timeout: str | None = None
+    noop_interval: str | None = None
+    noop_timeout: str | None = None
+    fence: str | None = None
+    shared: bool = False
+
+
+def make_policies(
+    options: PathOptions, portals: Sequence[Portal], login_timeout: float, more_portals: bool = False
+) -> tuple[Policies, Timing]:
+    """What is to be done about paths, and the deadlines of their sessions. `more_portals`: the target will be asked for others.
+
+    Raises UsageError for what cannot be or contradicts itself.
+    """
+    addresses = [(portal.host, portal.port) for portal in portals]
+    for address, portal in zip(addresses, portals, strict=True):
+        if addresses.count(address) > 1:
+            raise UsageError(f"the portal {portal} is given twice: each -p is a path of its own, so name different ones")
+    interval = _number("--noop-interval", options.noop_interval, 5)
+    timeout = _number("--noop-timeout", options.noop_timeout, 5)
+    if timeout < 1 or 0 < interval < 1:
+        raise UsageError("--noop-interval is 0 (never) or at least 1 second, and --noop-timeout at least 1 second")
+    if not interval and (len(portals) > 1 or more_portals):
+        raise UsageError("--noop-interval 0 would never find out that a path is silent, so it contradicts several portals")
+    policies = Policies(
+        policy=Policy.parse(options.policy) if options.policy is not None else Policy.FAILOVER,
+        failback=Failback.parse(options.failback) if options.failback is not None else IMMEDIATE,
+        no_path=_no_path(options),
+        fence=_fence(options.fence),
+        shared=options.shared,
+    )
+    return policies, Timing(login_timeout=login_timeout, noop_interval=interval, noop_timeout=timeout)
+
+
+def _no_path(options: PathOptions) -> NoPathRetry:
+    """How long requests wait without a path, under either of its two names."""
+    retry = NoPathRetry.parse(options.no_path_retry) if options.no_path_retry is not None else None
+    if options.replacement_timeout is None:
+        return retry or NoPathRetry(120)
+    text = options.replacement_timeout
+    replacement = NoPathRetry(math.inf) if text == "-1" else NoPathRetry(_number("--replacement-timeout", text, 120))
+    if retry is not None and retry != replacement:
+        raise UsageError(f"--no-path-retry {retry} and --replacement-timeout {text} contradict each other: give one of them")
+    return replacement
+
+
+def _fence(text: str | None) -> FencePolicy:
+    if text is None:
+        return FencePolicy.STRICT
+    try:
+        return FencePolicy(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no fence policy: there are {', '.join(one.value for one in FencePolicy)}") from None
+
+
+def _number(option: str, text: str | None, default: float) -> float:
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", text, re.ASCII):
+        raise UsageError(f"{option} cannot be {text!r}: it is a number of seconds")
+    return float(text)
 
 
 def parse_target(text: str, portals: Sequence[str]) -> Target:

@@ -18,20 +18,27 @@ from typing import Any
 import trio
 
 from isblk import controlserver
+from isblk.block.attach import Attached, Where, attached
+from isblk.block.policies import Policies
 from isblk.block.request import flush
-from isblk.block.stack import Disk, only, open_disk, open_disks
+from isblk.block.stack import Disk
 from isblk.config import Target
-from isblk.errors import IsblkError, PathLost, RequestFailed
+from isblk.errors import IsblkError, RequestFailed
 from isblk.export.files import Owner, Volume
 from isblk.export.fuse import Counters, MountOptions, serve
 from isblk.export.mountpoint import Mountpoint, prepare
-from isblk.link.connection import Connection
-from isblk.link.opening import Access, opened
+from isblk.iscsi.names import Isid
+from isblk.link.opening import Access
 from isblk.link.plane import Plane, running_plane
 from isblk.scsi.lun_number import lun_text
 from isblk.status import device_status, session_status
 
 _log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 4.0
+"""How long, once the end was asked for, requests wait for a path when there is none: DefaultTime2Wait (2 s, RFC 7143 13.15) and a login."""
+FENCE_PATIENCE_SECONDS = 4.0
+"""How long they wait for a fence then."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class MountSpec:
     run_directory: Path
     read_only: bool = False
     allow_other: bool = False
+    policies: Policies = field(default_factory=Policies)
+    isids: tuple[Isid, ...] = ()
 
     def names_directory(self) -> bool:
         """Whether the mountpoint is a directory, which then shows a file for each disk."""
@@ -57,14 +66,14 @@ class Running:
     spec: MountSpec
     access: Access
     mountpoint: Mountpoint
-    connection: Connection
-    disks: list[Disk]
+    attachment: Attached
     stop: trio.Event
     counters: Counters = field(default_factory=Counters)
     since: float = field(default_factory=time.time)
 
     def status(self) -> dict[str, Any]:
         """The answer of the control socket."""
+        keepers = self.attachment.paths.keepers
         return {
             "pid": os.getpid(),
             "kind": "mount",
@@ -72,8 +81,9 @@ class Running:
             "target": self.spec.target.name,
             "read_only": self.spec.read_only,
             "since": self.since,
-            "sessions": [session_status(self.connection, self.access)],
-            "devices": [device_status(disk) for disk in self.disks],
+            "initiator_name": self.access.initiator_name,
+            "sessions": [session_status(keeper) for keeper in keepers],
+            "devices": [device_status(disk) for disk in self.attachment.disks],
             "fuse": vars(self.counters),
         }
 
@@ -83,30 +93,41 @@ async def mount(spec: MountSpec, access: Access, stop: trio.Event, started: Call
 
     Raises IsblkError: before `started` nothing is left mounted and no session is left; after it, data could not be written back.
     """
-    async with running_plane() as plane, opened(plane, spec.target.portals, spec.target.name, access) as connection:
-        disks = await _disks(connection, spec)
+    number = spec.lun if spec.lun is not None else spec.target.lun
+    where = Where(spec.target.name, spec.target.portals, spec.isids, number, spec.names_directory())
+    async with running_plane() as plane, attached(plane, where, access, spec.policies) as attachment:
         mountpoint = prepare(spec.mountpoint, directory=spec.names_directory(), allow_other=spec.allow_other)
-        running = Running(spec, access, mountpoint, connection, disks, stop)
+        running = Running(spec, access, mountpoint, attachment, stop)
+        plane.start_soon(_bound_the_end, attachment, stop)
         try:
             await _serve(plane, running, started)
         finally:
+            stop.set()
             mountpoint.remove()
             with trio.CancelScope(shield=True):
-                await _write_back(disks)
+                await _write_back(attachment.disks)
 
 
-async def _disks(connection: Connection, spec: MountSpec) -> list[Disk]:
-    number = spec.lun if spec.lun is not None else spec.target.lun
-    if number is not None:
-        return [await open_disk(connection, number)]
-    disks, left_out = await open_disks(connection)
-    for sentence in left_out:
-        _log.warning("%s; it is left out", sentence)
-    return disks if spec.names_directory() else [only(disks, spec.target.name)]
+async def _bound_the_end(attachment: Attached, stop: trio.Event) -> None:
+    """From `stop` on, nothing waits for a path that does not come, and a silent one is found out soon: the end comes within seconds.
+
+    A target that answers is given the time it needs: a large write cache may take long to synchronize.
+    """
+    await stop.wait()
+    for keeper in attachment.paths.keepers:
+        if keeper.connection is not None:
+            keeper.connection.hasten()
+    while True:
+        stuck = [device for device in attachment.paths.devices.values() if device.stuck]
+        # A fence that is being put up needs a login and a reset, no more; waiting for a target to notice a loss is too long for an end.
+        await trio.sleep(PATIENCE_SECONDS if any(not device.live for device in stuck) else FENCE_PATIENCE_SECONDS if stuck else 0.25)
+        for device in stuck:
+            if device.stuck:
+                device.end(RequestFailed(f"{device.name} has no path whose writes are certain, and it is being unmounted"))
 
 
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:
-    spec, disks = running.spec, running.disks
+    spec, disks = running.spec, running.attachment.disks
     volume = _volume(running)
     source = f"{spec.target.name}/{lun_text(disks[0].description.lun)}" if not volume.is_directory else spec.target.name
     options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other)
@@ -116,7 +137,6 @@ async def _serve(plane: Plane, running: Running, started: Callable[[], None]) ->
             # An exception that crosses a nursery comes out in a group: kept until it has closed.
             try:
                 await nursery.start(controlserver.serve, spec.run_directory, running.status, running.stop.set)
-                nursery.start_soon(_report_loss, running)
                 async with trio.open_nursery() as serving:
                     await serving.start(serve, volume, running.mountpoint, options, running.counters, running.stop)
                     started()
@@ -136,18 +156,10 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 def _volume(running: Running) -> Volume:
     owner = Owner(os.getuid(), os.getgid(), time.time_ns())
-    disks, read_only = running.disks, running.spec.read_only
+    disks, read_only = running.attachment.disks, running.spec.read_only
     if running.mountpoint.is_directory:
         return Volume.of_directory({disk.number: disk.gate for disk in disks}, owner, read_only)
     return Volume.of_file(disks[0].gate, owner, read_only)
-
-
-async def _report_loss(running: Running) -> None:
-    """Say once that the session is gone: requests fail with EIO from then on, until the user unmounts."""
-    await running.connection.closed.wait()
-    error = running.connection.error
-    if error is not None:
-        _log.error("%s: %s; every request fails until it is unmounted and mounted again", running.mountpoint.path, error)
 
 
 async def _write_back(disks: list[Disk]) -> None:
@@ -157,11 +169,10 @@ async def _write_back(disks: list[Disk]) -> None:
         disk.gate.close()
         await disk.gate.drained()
         try:
-            await flush(disk.unit)
-        except PathLost as error:
-            if disk.gate.unflushed:
-                lost.append(f"LUN {lun_text(disk.description.lun)} ({error})")
+            await flush(disk.device)
         except IsblkError as error:
+            if not disk.gate.unflushed:
+                continue  # Every write that was acknowledged had been flushed before.
             lost.append(f"LUN {lun_text(disk.description.lun)} ({error})")
     if lost:
         raise RequestFailed(f"written data may be lost: the write cache could not be synchronized on {', '.join(lost)}")

@@ -65,9 +65,16 @@ class DigestError(ProtocolError):
 
 
 class PathLost(IsblkError):
-    """The session that carried a request ended before its answer came; whether the target did it is unknown."""
+    """The session that carried a request ended before its answer came; whether the target did it is unknown.
+
+    `sent` False: no byte of the request was given to the network, so the target cannot have done it, nor do it later.
+    """
 
     errno = errno.EIO
+
+    def __init__(self, message: str, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 class RequestFailed(IsblkError):
@@ -76,6 +83,10 @@ class RequestFailed(IsblkError):
     def __init__(self, message: str, error_number: int = errno.EIO) -> None:
         super().__init__(message)
         self.errno = error_number
+
+
+class TaskAborted(RequestFailed):
+    """Task management ended a command: the target will not do it any more, so it may be repeated."""
 
 
 class RequestInvalid(IsblkError):

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from isblk.block.multipath import Multipath
 from isblk.block.stack import Disk
-from isblk.link.connection import Connection
-from isblk.link.opening import Access
+from isblk.link.keeper import Keeper
 
 
-def session_status(connection: Connection, access: Access) -> dict[str, Any]:
-    """One session: portal, identity, state, traffic, and for each key what was asked and what was agreed."""
+def session_status(keeper: Keeper) -> dict[str, Any]:
+    """One path slot and its session: portal, identity, state, traffic, and for each key what was asked and what was agreed."""
+    connection = keeper.connection
+    status: dict[str, Any] = {
+        "portal": str(keeper.portal),
+        "portal_group": keeper.portal_group,
+        "isid": str(keeper.access.isid),
+        "state": keeper.phase.value,
+        "since": keeper.since,
+        "error": keeper.reason or None,
+        "logins": keeper.logins,
+        "failures": keeper.failures,
+    }
+    if connection is None:
+        return status
     session, login = connection.session, connection.session.login
     return {
-        "portal": str(connection.portal),
-        "portal_group": login.tpgt,
-        "initiator_name": access.initiator_name,
-        "isid": str(access.isid),
+        **status,
         "tsih": login.tsih,
         "target_alias": login.target_alias,
-        "state": session.state.value,
-        "error": str(connection.error) if connection.error is not None else None,
         "open_tasks": session.open_tasks,
         "command_window": session.wire.window.room,
         "traffic": vars(connection.traffic),
@@ -38,11 +46,25 @@ def device_status(disk: Disk) -> dict[str, Any]:
         "serial": found.serial or None,
         "wwid": found.wwid,
         "size": geometry.size,
-        "block_size": disk.unit.geometry.block_size,
+        "block_size": disk.device.geometry.block_size,
         "physical_block_size": geometry.physical_block_size,
         "read_only": geometry.read_only,
         "write_cache": geometry.write_cache,
         "can_trim": geometry.can_trim,
         "in_flight": disk.gate.in_flight,
         "counters": disk.gate.counters.as_dict(),
+        **(_multipath_status(disk.device) if isinstance(disk.device, Multipath) else {}),
+    }
+
+
+def _multipath_status(device: Multipath) -> dict[str, Any]:
+    """The paths of a device, and what multipath has done for it."""
+    return {
+        "policy": device.policies.policy.value,
+        "paths": [path.status() for path in device.paths],
+        "waiting": device.waiting,
+        "failed_over": device.failed_over,
+        "fences": device.fence.fences,
+        "cache_losses": device.cache_losses,
+        "journal_bytes": device.journal.bytes,
     }

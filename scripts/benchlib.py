@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import subprocess
@@ -19,6 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import trio
+
+import benchpaths
 from support.tgt import Tgtd
 
 ISBLK = str(Path(sys.executable).with_name("isblk"))
@@ -202,12 +206,26 @@ def as_json(contest: Contest, results: Results) -> dict[str, Any]:
     return {"contest": contest.name, "unit": contest.unit, "ratio_of_medians": results.ratio, "runs": runs}
 
 
+def paths(tgtd: Tgtd, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Two paths beside one, printed; the runs."""
+    logging.getLogger("isblk").setLevel(logging.ERROR)  # that paths come and go is no news here
+    portals = [tgtd.portal, tgtd.add_portal()]
+    print("\n| contest | two paths, IOPS | one path, IOPS | ratio |\n|---|---|---|---|")
+    found = []
+    for comparison in trio.run(benchpaths.healthy, NAME, portals, LUNS["null"], rounds, seconds):
+        found.append(comparison)
+        print(comparison.row(), flush=True)
+    found.append(trio.run(benchpaths.limited, rounds, seconds))
+    print(found[-1].row(), flush=True)
+    return [{**each._asdict(), "ratio_of_medians": each.ratio} for each in found]
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure isblk beside libiscsi and qemu on the same tgtd.")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contest is held (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one run (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one round of one second")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only contests whose name has TEXT in it, such as QD32 or null")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only contests whose name has TEXT in it, such as QD32, null or paths")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"), help="where the runs go as JSON (%(default)s)")
     options = parser.parse_args()
     if options.quick:
@@ -240,6 +258,8 @@ def main() -> None:
                 results = held(contest, options.rounds, options.seconds)
                 print(row(contest, results), flush=True)
                 report["contests"].append(as_json(contest, results))
+        if options.only in "two paths":
+            report["paths"] = paths(tgtd, options.rounds, options.seconds)
         report["help_seconds"] = help_seconds(env)
         print(f"\nisblk --help: {report['help_seconds'] * 1e3:.0f} ms (median of 10)")
         report["idle_mount_bytes"] = idle_mount_bytes(tgtd.portal, home, env)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from isblk.config import LoginOptions, credentials, make_access, parse_target, read_secret
+from isblk.block.choose import FAIL, MANUAL, QUEUE, Failback, NoPathRetry, Policy
+from isblk.block.policies import FencePolicy, Policies
+from isblk.config import LoginOptions, PathOptions, credentials, make_access, make_policies, parse_target, read_secret
 from isblk.errors import UsageError
 from isblk.iscsi.chap import STRONGEST_FIRST, Algorithm
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.opening import Access
+from isblk.link.sweeper import Timing
 
 INITIATOR = "iqn.2026-11.test.isblk:initiator"
 NAME = "iqn.2026-11.test.isblk:target"
@@ -152,6 +156,85 @@ def test_what_cannot_be_is_refused_with_the_remedy(options: dict[str, Any], envi
     with pytest.raises(UsageError, match=match) as caught:
         access(environment, **options)
     assert not any(secret in str(caught.value) for secret in (SECRET, OTHER, "short"))
+
+
+# -------------------------------------------------------------------------------------------------------------------------- paths
+
+ONE, TWO = (Portal("h"),), (Portal("h"), Portal("h", 3261))
+
+
+def policies(portals: tuple[Portal, ...] = ONE, more_portals: bool = False, **words: Any) -> tuple[Policies, Timing]:
+    return make_policies(PathOptions(**words), portals, 15, more_portals)
+
+
+def test_without_path_options_everything_is_the_default() -> None:
+    found, timing = policies()
+    assert (found.policy, found.failback, found.no_path) == (Policy.FAILOVER, Failback(0), NoPathRetry(120))
+    assert (found.fence, found.shared, found.journal_limit) == (FencePolicy.STRICT, False, 64 << 20)
+    assert (timing.login_timeout, timing.noop_interval, timing.noop_timeout) == (15, 5, 5)
+
+
+def test_path_options_go_where_they_belong() -> None:
+    words = {"policy": "queue-length", "failback": "manual", "no_path_retry": "queue", "fence": "fast", "shared": True}
+    found, timing = policies(TWO, noop_interval="1", noop_timeout="1.5", **words)
+    assert (found.policy, found.failback, found.no_path) == (Policy.QUEUE_LENGTH, MANUAL, QUEUE)
+    assert (found.fence, found.shared) == (FencePolicy.FAST, True)
+    assert (timing.noop_interval, timing.noop_timeout) == (1, 1.5)
+    assert policies(failback="7.5")[0].failback == Failback(7.5)
+
+
+@pytest.mark.parametrize(
+    ("retry", "replacement", "seconds"),
+    [
+        ("fail", None, 0),
+        ("30", None, 30),
+        (None, "0", 0),
+        (None, "-1", math.inf),
+        (None, "90.5", 90.5),
+        ("fail", "0", 0),
+        ("queue", "-1", math.inf),
+    ],
+)
+def test_how_long_requests_wait_has_two_names(retry: str | None, replacement: str | None, seconds: float) -> None:
+    assert policies(no_path_retry=retry, replacement_timeout=replacement)[0].no_path.seconds == seconds
+    assert FAIL.seconds == 0
+
+
+def test_no_pings_where_there_is_one_path() -> None:
+    assert policies(noop_interval="0")[1].noop_interval == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ({"policy": "round_robbin"}, "'round_robbin' is no policy for choosing a path: did you mean round-robin[?]"),
+        ({"policy": "Service-Time"}, "did you mean service-time[?]"),
+        ({"policy": "best"}, "there are failover, round-robin, queue-length, service-time"),
+        ({"policy": ""}, "'' is no policy"),
+        ({"fence": "loose"}, "'loose' is no fence policy: there are strict, fast"),
+        ({"failback": "never"}, "failback cannot be 'never': it is immediate, manual, or a number of seconds"),
+        ({"failback": "-1"}, "failback cannot be '-1'"),
+        ({"no_path_retry": "forever"}, "no_path_retry cannot be 'forever': it is fail, queue, or a number of seconds"),
+        ({"no_path_retry": "inf"}, "no_path_retry cannot be 'inf'"),
+        ({"no_path_retry": "fail", "replacement_timeout": "120"}, "fail and --replacement-timeout 120 contradict each other"),
+        ({"no_path_retry": "60", "replacement_timeout": "-1"}, "60 and --replacement-timeout -1 contradict each other"),
+        ({"replacement_timeout": "-2"}, "--replacement-timeout cannot be '-2': it is a number of seconds"),
+        ({"replacement_timeout": "1e3"}, "--replacement-timeout cannot be '1e3'"),
+        ({"replacement_timeout": "\u0663"}, "--replacement-timeout cannot be"),
+        ({"noop_interval": "often"}, "--noop-interval cannot be 'often'"),
+        ({"noop_interval": "0.5"}, "--noop-interval is 0 .never. or at least 1 second"),
+        ({"noop_timeout": "0"}, "--noop-timeout at least 1 second"),
+        ({"noop_timeout": "nan"}, "--noop-timeout cannot be 'nan'"),
+        ({"noop_interval": "0", "portals": TWO}, "--noop-interval 0 .* contradicts several portals"),
+        ({"noop_interval": "0", "more_portals": True}, "--noop-interval 0 .* contradicts several portals"),
+        ({"portals": (*TWO, Portal("h"))}, "the portal h:3260 is given twice: each -p is a path of its own"),
+        ({"portals": (Portal("h", tpgt=1), Portal("h", tpgt=2))}, "is given twice"),
+    ],
+)
+def test_path_options_that_cannot_be_are_refused_in_one_sentence(words: dict[str, Any], match: str) -> None:
+    with pytest.raises(UsageError, match=match) as caught:
+        policies(**words)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
 # -------------------------------------------------------------------------------------------------------------------- secret files

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from isblk.export.files import Volume
 from isblk.export.fuse import Counters, MountOptions
 from isblk.export.mountpoint import Mountpoint
 from isblk.iscsi.names import Isid, Portal
-from isblk.link.connection import Timing
 from isblk.link.opening import Access
+from isblk.link.sweeper import Timing
+from isblk.target.config import LunConfig, PortalConfig
 from support.targets import MIB, RunningTarget, disk, running_target
 
 INITIATOR = "iqn.2026-11.test.isblk:initiator"
@@ -79,7 +81,9 @@ def spec(target: RunningTarget, place: Path, lun: int | None = None, **settings:
     run = place.parent / "run"
     run.mkdir(exist_ok=True)
     in_url = settings.pop("in_url", None)
-    return MountSpec(Target(target.name, (Portal.parse(target.portal),), in_url), lun, str(place), run, **settings)
+    portals = tuple(Portal.parse(portal) for portal in target.portals)
+    isids = tuple(Isid.from_random(1, number) for number in range(len(portals)))
+    return MountSpec(Target(target.name, portals, in_url), lun, str(place), run, isids=isids, **settings)
 
 
 ACCESS = Access(INITIATOR, Isid.from_random(1), timing=Timing(login_timeout=5))
@@ -245,31 +249,98 @@ async def test_what_is_in_flight_ends_before_the_cache_is_synchronized(front_end
     assert order[0] == "written" and [text.split()[0] for text in order[1:]] == ["SCSI", "Logout"]
 
 
-@pytest.mark.logs("every request fails until it is unmounted and mounted again")
+async def serve_until(gone: trio.Event, luns: list[LunConfig], task_status: trio.TaskStatus[RunningTarget]) -> None:
+    """A target that goes away for good when it is told to, whatever is logged in."""
+    async with running_target(luns) as target:
+        task_status.started(target)
+        await gone.wait()
+
+
+@pytest.mark.logs("path .* is down: .*0 of 1 paths left")
 async def test_data_that_could_not_be_written_back_is_named(front_end: FrontEnd, tmp_path: Path) -> None:
-    async def write_and_lose_power(target: RunningTarget) -> None:
+    gone = trio.Event()
+
+    async def write_and_lose_the_target(nursery: trio.Nursery) -> None:
+        target: RunningTarget = await nursery.start(serve_until, gone, [disk(5)])
+        async with mounted(spec(target, tmp_path / "disk")) as stop:
+            await write(front_end.devices[0], 0, DATA)
+            gone.set()
+            stop.set()
+
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(10), pytest.raises(RequestFailed, match=r"written data may be lost: .*LUN 5 \(") as caught:
+            await write_and_lose_the_target(nursery)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "disk").exists()
+
+
+@pytest.mark.logs("path .* is down: .*0 of 1 paths left")
+async def test_a_target_that_is_gone_when_nothing_is_to_be_written_back_is_no_loss(front_end: FrontEnd, tmp_path: Path) -> None:
+    gone = trio.Event()
+    async with trio.open_nursery() as nursery:
+        target: RunningTarget = await nursery.start(serve_until, gone, [disk()])
+        wanted = spec(target, tmp_path / "disk")
+        async with mounted(wanted) as stop:
+            await read(front_end.devices[0], 0, 512)
+            gone.set()
+            while (await paths_of(wanted)) != ["down"]:
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(set_soon, stop)
+            with pytest.raises(RequestFailed, match="no path"):
+                await read(front_end.devices[0], 0, 512)
+
+
+async def set_soon(event: trio.Event) -> None:
+    for _ in range(20):
+        await trio.lowlevel.checkpoint()
+    event.set()
+
+
+@pytest.mark.logs("path .* is down", "path .* is up", "were written again, since the target may have lost its cache")
+async def test_a_target_that_lost_power_gets_what_it_lost_again(front_end: FrontEnd, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    async with running_target([disk(0, path=str(image))]) as target:
         async with mounted(spec(target, tmp_path / "disk")) as stop:
             await write(front_end.devices[0], 0, DATA)
             target.server.crash_cache()
-            with pytest.raises(IsblkError):
-                await read(front_end.devices[0], 0, 512)
+            assert image.read_bytes()[: len(DATA)] == bytes(len(DATA))
+            buffer = await read(front_end.devices[0], 0, len(DATA))
+            assert bytes(buffer) == DATA
             stop.set()
-
-    async with running_target([disk(5)]) as target:
-        with pytest.raises(RequestFailed, match=r"written data may be lost: .*LUN 5 \(") as caught:
-            await write_and_lose_power(target)
-        assert "\n" not in str(caught.value)
-        assert not (tmp_path / "disk").exists()
+        await left_alone(target)
+        target.server.crash_cache()
+        assert image.read_bytes()[: len(DATA)] == DATA
 
 
-@pytest.mark.logs("every request fails until it is unmounted and mounted again")
-async def test_a_lost_session_with_nothing_to_write_back_is_no_loss(front_end: FrontEnd, tmp_path: Path) -> None:
+@pytest.mark.logs("path .* is down", "path .* is up")
+async def test_a_dropped_session_comes_back_and_nobody_notices(front_end: FrontEnd, tmp_path: Path) -> None:
     async with running_target() as target, mounted(spec(target, tmp_path / "disk")) as stop:
         await read(front_end.devices[0], 0, 512)
         target.server.drop_all()
-        with pytest.raises(IsblkError):
-            await read(front_end.devices[0], 0, 512)
+        await read(front_end.devices[0], 0, 512)
         stop.set()
+
+
+async def paths_of(wanted: MountSpec) -> list[str]:
+    """The states of the paths of the only device, as the control socket tells them."""
+    answer = await trio.to_thread.run_sync(control.ask, control.socket_path(wanted.run_directory), "status")
+    return [path["state"] for path in answer["devices"][0]["paths"]]
+
+
+@pytest.mark.logs("path .* is down: .*1 of 2 paths left")
+async def test_the_other_path_carries_on(front_end: FrontEnd, tmp_path: Path) -> None:
+    two = (PortalConfig(port=0), PortalConfig(port=0, tpgt=2))
+    async with running_target(portals=two) as target:
+        wanted = spec(target, tmp_path / "disk")
+        async with mounted(wanted) as stop:
+            while (await paths_of(wanted)) != ["up", "up"]:
+                await trio.lowlevel.checkpoint()
+            await write(front_end.devices[0], 0, DATA)
+            (first,) = [one for one in target.server.connections if one.session is not None and one.session.nexus.tpgt == 1]
+            first.drop("cut")
+            assert bytes(await read(front_end.devices[0], 0, len(DATA))) == DATA
+            stop.set()
+        await left_alone(target)
 
 
 # --------------------------------------------------------------------------------------------------------------- what goes wrong before
@@ -287,7 +358,8 @@ async def test_a_lun_that_is_not_there(front_end: FrontEnd, tmp_path: Path) -> N
 
 async def test_a_target_that_is_not_there(front_end: FrontEnd, tmp_path: Path) -> None:
     async with running_target() as target:
-        other = MountSpec(Target(target.name + "2", (Portal.parse(target.portal),)), None, str(tmp_path / "disk"), tmp_path)
+        there = spec(target, tmp_path / "disk")
+        other = replace(there, target=replace(there.target, name=target.name + "2"))
         with pytest.raises(NotFound, match="no such target"):
             await mount(other, ACCESS, trio.Event(), lambda: None)
         assert not (tmp_path / "disk").exists()
@@ -295,7 +367,7 @@ async def test_a_target_that_is_not_there(front_end: FrontEnd, tmp_path: Path) -
 
 async def test_a_mountpoint_without_its_directory(front_end: FrontEnd, tmp_path: Path) -> None:
     async with running_target() as target:
-        wanted = MountSpec(Target(target.name, (Portal.parse(target.portal),)), None, str(tmp_path / "no" / "disk"), tmp_path)
+        wanted = replace(spec(target, tmp_path / "disk"), mountpoint=str(tmp_path / "no" / "disk"))
         with pytest.raises(UsageError, match="make that directory first"):
             await mount(wanted, ACCESS, trio.Event(), lambda: None)
         await left_alone(target)
@@ -317,7 +389,7 @@ async def test_a_front_end_that_refuses(front_end: FrontEnd, tmp_path: Path) -> 
 
 async def test_a_control_socket_that_cannot_be_made(front_end: FrontEnd, tmp_path: Path) -> None:
     async with running_target() as target:
-        wanted = MountSpec(Target(target.name, (Portal.parse(target.portal),)), None, str(tmp_path / "disk"), tmp_path / "absent")
+        wanted = replace(spec(target, tmp_path / "disk"), run_directory=tmp_path / "absent")
         with pytest.raises(UsageError, match="control socket"):
             await mount(wanted, ACCESS, trio.Event(), lambda: None)
         assert not (tmp_path / "disk").exists()

@@ -22,6 +22,7 @@ from isblk.errors import ExitCode, IsblkError
         (errors.DigestError, 6, errno.EIO),
         (errors.PathLost, 6, errno.EIO),
         (errors.RequestFailed, 6, errno.EIO),
+        (errors.TaskAborted, 6, errno.EIO),
         (errors.RequestInvalid, 6, errno.EINVAL),
         (errors.Interrupted, 130, errno.EINTR),
     ],
@@ -33,7 +34,7 @@ def test_a_failure_has_its_exit_code_and_errno(failure: type[IsblkError], exit_c
 
 def test_every_failure_of_the_tree_is_in_the_table_above() -> None:
     tree = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
-    assert len(tree) == 11 and all(issubclass(kind, IsblkError) for kind in tree)
+    assert len(tree) == 12 and all(issubclass(kind, IsblkError) for kind in tree)
 
 
 def test_exit_codes_are_those_of_the_manual() -> None:

@@ -15,7 +15,7 @@ from isblk.block.request import Request
 from isblk.errors import RequestFailed
 from isblk.iscsi.task import Task
 from isblk.scsi.lun_number import lun_text
-from isblk.scsi.sense import Action, Verdict, flush_verdict, is_unsupported_command, is_unsupported_field, verdict
+from isblk.scsi.sense import Action, Status, Verdict, flush_verdict, is_unsupported_command, is_unsupported_field, verdict
 
 
 class PathUnusable(RequestFailed):
@@ -35,6 +35,9 @@ class Unit(Protocol):
 
     def attention(self, judged: Verdict) -> None:
         """Something about the unit changed."""
+
+    def full(self) -> None:
+        """It takes no more commands at the moment."""
 
     def write_lost(self) -> Exception | None:
         """An error when a write that was acknowledged has been lost since; once."""
@@ -77,6 +80,8 @@ class Command(Task):
             self.again()
         elif judged.action is Action.RETRY and self.retries < len(BACK_OFF):
             self.retries += 1
+            if self.status == Status.TASK_SET_FULL:
+                self.unit.full()
             self.unit.link.call_later(BACK_OFF[self.retries - 1], self.again)
         else:
             self.refused(judged)

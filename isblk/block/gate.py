@@ -7,6 +7,7 @@ can wait until nothing is in flight (`drained`).
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -36,12 +37,13 @@ class Counters:
 class Gate:
     """A Device in front of a Device."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, losses: Callable[[], int] | None = None) -> None:
         self.counters = Counters()
         self.in_flight = 0
         self._changes = 0
         self._covered = 0
         self._device = device
+        self._losses = losses
         self._closed = False
         self._drained = trio.Event()
         self._drained.set()
@@ -50,6 +52,11 @@ class Gate:
     def geometry(self) -> Geometry:
         """The device as it is now."""
         return self._device.geometry
+
+    @property
+    def losses(self) -> int:
+        """How often the device has lost writes that it had acknowledged: front ends tell each of their users once."""
+        return self._losses() if self._losses is not None else 0
 
     @property
     def unflushed(self) -> int:

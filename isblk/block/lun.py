@@ -61,6 +61,7 @@ class LogicalUnit:
         self.lun = description.lun
         self.attentions: set[Attention] = set()
         self.on_attention: Callable[[Attention], None] | None = None
+        self.on_full: Callable[[], None] | None = None
         self._flushes = Flushes(self._synchronize)
         self._write_lost: str | None = None
         self._mode_being_read = False
@@ -195,6 +196,11 @@ class LogicalUnit:
         self._zero_ways = [] if forever else [way for way in self._zero_ways if way is not unmap]
         self._zero_part(command.request)
         self.kick()
+
+    def full(self) -> None:
+        """The unit has said TASK SET FULL: whoever sends to it should send less."""
+        if self.on_full is not None:
+            self.on_full()
 
     def attention(self, judged: Verdict) -> None:
         """Note what the unit announced. Capacity and identity need a decision from above; the mode is read again here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from isblk.block.request import Request
+from isblk.errors import PathLost
 
 WINDOW = 4
 """Pieces on their way at once: enough to keep a link busy with large ones, few enough to leave the command window to others."""
@@ -53,7 +54,9 @@ class Series:
 
     def _done(self, part: Request) -> None:
         self._running -= 1
-        self._error = self._error or part.error
+        # A part that was sent over a path that is lost may still be done: that outweighs every other error (block/fence.py).
+        if self._error is None or (isinstance(part.error, PathLost) and part.error.sent):
+            self._error = part.error or self._error
         if not self._filling:
             self.start()
             self._kick()

@@ -16,7 +16,7 @@ COMMANDS = {
     "ls": "List the logical units of a target.",
     "mount": "Show a logical unit as a local file.",
     "umount": "Unmount, write back and log out.",
-    "status": "Show what runs: sessions, devices, counters.",
+    "status": "Show what runs: devices, paths, counters.",
     "perf": "Measure a logical unit.",
     "target": "Run the embedded iSCSI target.",
 }

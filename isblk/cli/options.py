@@ -73,7 +73,12 @@ def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 
 _portals = click.option(
-    "-p", "--portal", "portals", multiple=True, metavar="HOST[:PORT]", help="Where the target listens; the first that answers is used."
+    "-p",
+    "--portal",
+    "portals",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Where the target listens; `mount` uses them all, others the first that answers.",
 )
 discovery_options = _stacked(
     click.option("--user", metavar="NAME", help="CHAP name to log in with; the secret comes from --secret-file or $ISBLK_SECRET."),
@@ -99,6 +104,23 @@ discovery_options = _stacked(
 """Who to be and how to log in; a discovery names its portal by itself."""
 session_options = _stacked(_portals, discovery_options)
 """The same with where the target is."""
+
+path_options = _stacked(
+    click.option("--all-portals", is_flag=True, help="Use every portal that the target reports, too."),
+    click.option("--policy", metavar="NAME", help="failover (default), round-robin, queue-length or service-time."),
+    click.option("--failback", metavar="WHEN", help="Back to a better path: immediate (default), manual, or after so many seconds."),
+    click.option("--no-path-retry", metavar="WHAT", help="Without a path: fail, queue, or wait so many seconds (default 120)."),
+    click.option("--replacement-timeout", metavar="S", help="The same for one path: seconds, 0 fails at once, -1 waits for ever."),
+    click.option("--noop-interval", metavar="S", help="Ping a silent target after so many seconds (default 5; 0 never)."),
+    click.option("--noop-timeout", metavar="S", help="Give it so many seconds to answer (default 5)."),
+    click.option(
+        "--fence",
+        metavar="POLICY",
+        help="strict (default): repeat a write when the old one cannot land; fast: at once, at the risk of data.",
+    ),
+    click.option("--shared", is_flag=True, help="Other hosts use the logical unit too: never reset it."),
+)
+"""How the paths to a target are used; isblk/config.py checks them."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
 lun_option = click.option("--lun", type=Lun(), metavar="N", help="The logical unit; not needed when there is one disk.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from isblk.block.stack import Disk, only, open_disk, open_disks
+from isblk.block.stack import Disk, open_disk
 from isblk.cli.options import Size, json_option, lun_option, session_options
 from isblk.cli.running import run
 from isblk.cli.session import to_target
@@ -63,11 +63,7 @@ async def _perf(text: str, lun: int | None, workload: Workload, destructive: boo
 
 
 async def _disk(connection: Connection, target: Target, lun: int | None) -> Disk:
-    number = lun if lun is not None else target.lun
-    if number is not None:
-        return await open_disk(connection, number)
-    disks, _ = await open_disks(connection)
-    return only(disks, target.name)
+    return await open_disk(connection, lun if lun is not None else target.lun, target.name)
 
 
 def _live_line(sample: Sample) -> None:

@@ -15,7 +15,7 @@ from isblk.link.opening import opened
 from isblk.link.plane import Plane, running_plane
 from isblk.state import claim_slot, initiator_name, places
 
-PORTAL_OPTIONS = ("portals", "verbose", "trace", "initiator_name", "digest")
+PORTAL_OPTIONS = ("portals", "all_portals", "verbose", "trace", "initiator_name", "digest")
 
 
 def login_options(options: dict[str, Any]) -> LoginOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -15,7 +16,18 @@ from isblk.cli.text import size_text, table
 from isblk.errors import IsblkError
 from isblk.state import places
 
+PATHS = ("PATH", "GROUP", "ISID", "STATE", "FOR", "ACCESS", "REQUESTS", "CARRIED", "IN FLIGHT")
+SESSIONS = ("PATH", "GROUP", "ISID", "SESSION", "FOR", "LOGINS", "SENT", "RECEIVED")
+PATHS_OF_LUNS = ("LUN", "PATH", "STATE", "FOR", "ACCESS", "REQUESTS", "CARRIED", "IN FLIGHT")
 DEVICES = ("LUN", "SIZE", "READS", "READ", "WRITES", "WRITTEN", "FLUSHES", "ERRORS", "IN FLIGHT", "WWID")
+GONE = ("down", "wrong unit")
+DEEDS = (
+    ("waiting", "waiting"),
+    ("failed_over", "repeated"),
+    ("fences", "fences"),
+    ("cache_losses", "cache losses"),
+)
+"""What is told of a device when it is not zero."""
 NEGOTIATED = ("KEY", "ASKED", "AGREED", "DECIDED BY")
 
 
@@ -23,7 +35,10 @@ NEGOTIATED = ("KEY", "ASKED", "AGREED", "DECIDED BY")
 @click.option("--negotiated", is_flag=True, help="Also what the login agreed on: each key, asked and agreed.")
 @json_option
 def command(negotiated: bool, as_json: bool) -> None:
-    """Show what runs: each mount with its session, devices and counters.
+    """Show what runs: each mount with its devices, its paths, and their counters.
+
+    A path is up, standby (the target lets nothing through there), fencing (old writes are made harmless first), down, or leads to a wrong
+    unit; under the table stands why.
 
     \b
     isblk status
@@ -51,18 +66,70 @@ def _ask_all() -> list[dict[str, Any]]:
 
 
 def _text(mount: dict[str, Any], negotiated: bool) -> str:
+    devices = mount["devices"]
     lines = [
-        f"{mount['where']}  {mount['target']}{'  read-only' if mount['read_only'] else ''}  pid {mount['pid']}  {_age(mount['since'])}"
+        f"{mount['where']}  {mount['target']}{'  read-only' if mount['read_only'] else ''}  pid {mount['pid']}  up {_age(mount['since'])}",
+        _indented(table(DEVICES, [_device(device) for device in devices])),
+        *map(_indented, _paths_of_one(devices[0]) if len(devices) == 1 else _paths_of_several(mount)),
+        *(f"  {note}" for note in dict.fromkeys(note for device in devices for note in _notes(device, len(devices) > 1))),
     ]
-    for session in mount["sessions"]:
-        state = f"{session['state']}: {session['error']}" if session["error"] else session["state"]
-        lines.append(f"  {session['portal']}  portal group {session['portal_group']}  isid {session['isid']}  {state}")
-    lines.append(_indented(table(DEVICES, [_device(device) for device in mount["devices"]])))
     if negotiated:
         for session in mount["sessions"]:
-            rows = [(line["key"], line["asked"] or "-", line["agreed"], line["decided"]) for line in session["negotiated"]]
-            lines.append(_indented(table(NEGOTIATED, rows)))
+            rows = [(line["key"], line["asked"] or "-", line["agreed"], line["decided"]) for line in session.get("negotiated", ())]
+            lines.append(_indented(f"{session['portal']}\n{table(NEGOTIATED, rows)}" if rows else f"{session['portal']}  no session"))
     return "\n".join(lines)
+
+
+def _paths_of_one(device: dict[str, Any]) -> Iterator[str]:
+    """A path of the only device is a session: one row for both."""
+    rows = [(path["portal"], _group(path), path["isid"], *_path(path)) for path in device["paths"]]
+    yield table(PATHS, rows)
+
+
+def _paths_of_several(mount: dict[str, Any]) -> Iterator[str]:
+    """What is the same for every device once, and each device's paths below."""
+    yield table(SESSIONS, [_session(session) for session in mount["sessions"]])
+    rows = []
+    for device in mount["devices"]:
+        for number, path in enumerate(device["paths"]):
+            rows.append(("" if number else device["lun"], path["portal"], *_path(path)))
+    yield table(PATHS_OF_LUNS, rows)
+
+
+def _path(path: dict[str, Any]) -> tuple[object, ...]:
+    """What differs from device to device. What the target said of a path that is gone holds no more."""
+    access = path["access"] if path["state"] not in GONE else "-"
+    return path["state"], _age(path["since"]), access, path["requests"], size_text(path["bytes"]), path["in_flight"]
+
+
+def _session(session: dict[str, Any]) -> tuple[object, ...]:
+    traffic = session.get("traffic") or {"bytes_sent": 0, "bytes_received": 0}
+    moved = size_text(traffic["bytes_sent"]), size_text(traffic["bytes_received"])
+    return session["portal"], _group(session), session["isid"], session["state"], _age(session["since"]), session["logins"], *moved
+
+
+def _group(one: dict[str, Any]) -> object:
+    """The portal group; unknown before the first login."""
+    return "-" if one["portal_group"] is None else one["portal_group"]
+
+
+def _notes(device: dict[str, Any], several: bool) -> Iterator[str]:
+    """Why paths are as they are, and what multipath had to do; nothing where there is nothing to say."""
+    lun = f"LUN {device['lun']} " if several else ""
+    for path in device["paths"]:
+        portal = path["portal"]
+        if path["reason"] and path["reason"] != path["access"]:
+            yield path["reason"] if portal in path["reason"] else f"{portal} {path['state']}: {path['reason']}"
+        elif path["last_error"]:
+            yield f"{lun}{portal} last error: {path['last_error']}"
+        if path["damped"]:
+            yield f"{portal} comes and goes too often: it is used when there is no other"
+    ways = sum(path["state"] == "up" for path in device["paths"])
+    told = [f"{lun}{device['policy']}, {ways} of {len(device['paths'])} paths up"]
+    counts = [f"{word} {device[key]}" for key, word in DEEDS if device[key]]
+    kept = [f"kept until the next flush {size_text(device['journal_bytes'])}"] if device["journal_bytes"] else []
+    if len(device["paths"]) > 1 or counts:
+        yield ", ".join(told + counts + kept)
 
 
 def _device(device: dict[str, Any]) -> tuple[object, ...]:
@@ -85,7 +152,7 @@ def _device(device: dict[str, Any]) -> tuple[object, ...]:
 def _age(since: float) -> str:
     seconds = max(0, int(time.time() - since))
     days, rest = divmod(seconds, 86400)
-    return f"up {days} d {rest // 3600} h" if days else f"up {rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
+    return f"{days} d {rest // 3600} h" if days else f"{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
 
 
 def _indented(text: str) -> str:

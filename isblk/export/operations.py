@@ -33,7 +33,7 @@ import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT
 
 from isblk.block.request import Device, Op, Request
-from isblk.errors import IsblkError, RequestInvalid
+from isblk.errors import IsblkError, RequestFailed, RequestInvalid
 from isblk.export.batch import Batch
 from isblk.export.buffers import BufferPool
 from isblk.export.files import Attributes, Volume
@@ -81,6 +81,15 @@ def _wake(request: Request) -> None:
         trio.lowlevel.reschedule(request.task)
 
 
+def _inode(fh: int) -> InodeT:
+    return InodeT(fh >> 1 & 0x7FFFFFFF)
+
+
+def _losses(device: Device) -> int:
+    """How often the device has lost acknowledged data; a device that cannot has no such count."""
+    return int(getattr(device, "losses", 0))
+
+
 def _keep_waiting(_raise_cancel: object) -> trio.lowlevel.Abort:
     return trio.lowlevel.Abort.FAILED
 
@@ -99,6 +108,8 @@ class FuseExport(pyfuse3.Operations):
         self.read_only = volume.read_only
         self._volume = volume
         self._handles: dict[int, int] = {}
+        self._serial = 0
+        self._losses_seen: dict[int, int] = {}
         self._closed = trio.Event()
         self._pool = BufferPool()
         self._batch = batch if batch is not None else Batch()
@@ -107,7 +118,8 @@ class FuseExport(pyfuse3.Operations):
         """The kernel's first request (FUSE_INIT) is here: from now on the file is there for everybody."""
         self.answered.set()
 
-    # Data. A file handle is the inode number shifted left by one, with bit 0 set when the file was opened O_SYNC or O_DSYNC.
+    # Data. A file handle is a serial number above bit 32, the inode number above bit 1, and bit 0 set for O_SYNC or O_DSYNC. The serial
+    # tells handles apart, because a loss of acknowledged data is told once to each that was open when it happened (fsync(2), errseq).
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """O_TRUNC is ignored (files.py says why), but only for one who is alone with the file: `_wait_until_alone`."""
@@ -118,7 +130,10 @@ class FuseExport(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             await self._wait_until_alone(inode)
         self._handles[inode] = self._handles.get(inode, 0) + 1
-        return pyfuse3.FileInfo(fh=FileHandleT(inode << 1 | bool(flags & _SYNC)), direct_io=True, keep_cache=False)
+        self._serial += 1
+        fh = FileHandleT(self._serial << 32 | inode << 1 | bool(flags & _SYNC))
+        self._losses_seen[fh] = _losses(self._volume.devices[inode])
+        return pyfuse3.FileInfo(fh=fh, direct_io=True, keep_cache=False)
 
     async def _wait_until_alone(self, inode: int) -> None:
         """Return when nobody has the file open; EBUSY when somebody still has after ALONE_SECONDS.
@@ -135,7 +150,7 @@ class FuseExport(pyfuse3.Operations):
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the disk."""
-        inode = fh >> 1
+        inode = _inode(fh)
         length = self._volume.readable(inode, off, size)
         if not length:
             return b""
@@ -149,7 +164,7 @@ class FuseExport(pyfuse3.Operations):
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """The bytes written: fewer than given only at the end of the disk, ENOSPC beyond it."""
-        inode = fh >> 1
+        inode = _inode(fh)
         try:
             length = self._volume.writable(inode, off, len(buf))
         except IsblkError as error:
@@ -168,7 +183,13 @@ class FuseExport(pyfuse3.Operations):
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Every write answered before this is durable: SYNCHRONIZE CACHE by way of FLUSH."""
-        await self._flush(self._volume.devices[fh >> 1])
+        device = self._volume.devices[_inode(fh)]
+        try:
+            await self._flush(device)
+        finally:
+            seen, self._losses_seen[fh] = self._losses_seen.get(fh, 0), _losses(device)
+        if seen < _losses(device):
+            self._fail(RequestFailed("acknowledged writes were lost since this file was opened"))
 
     async def flush(self, fh: FileHandleT) -> None:
         """close(2) promises nothing about durability, and nothing is held back here; see the head of the file."""
@@ -176,7 +197,8 @@ class FuseExport(pyfuse3.Operations):
 
     async def release(self, fh: FileHandleT) -> None:
         """The last use of a handle has ended."""
-        inode = fh >> 1
+        inode = _inode(fh)
+        self._losses_seen.pop(fh, None)
         self._handles[inode] -= 1
         if not self._handles[inode]:
             self._closed.set()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from enum import Enum
 
-from isblk.errors import IsblkError, PathLost, ProtocolError, RequestFailed
+from isblk.errors import IsblkError, PathLost, ProtocolError, RequestFailed, TaskAborted
 from isblk.iscsi import pdu
 from isblk.iscsi.dataout import DataOut
 from isblk.iscsi.exchanges import FIRST_TAG, Done, Exchanges
@@ -41,6 +41,7 @@ class State(Enum):
     """States of a session that has logged in (a subset of 8.3: one connection, no cleanup for recovery)."""
 
     LOGGED_IN = "logged in"
+    DRAINING = "draining"
     IN_LOGOUT = "logging out"
     ENDED = "ended"
 
@@ -80,7 +81,8 @@ class Session:
     def submit(self, task: Task) -> None:
         """Queue a task; it is sent in order as soon as the command window allows (4.2.2.1)."""
         if self.state is not State.LOGGED_IN:
-            task.error = self.error or PathLost("the session is logging out and takes no more commands")
+            text = str(self.error) if self.error is not None else "the session is logging out and takes no more commands"
+            task.error = PathLost(text, sent=False)
             task.finished()
             return
         task.epoch = self.epoch
@@ -111,23 +113,43 @@ class Session:
         else:
             task.finished()
 
-    def fail(self, error: IsblkError) -> None:
-        """End the session: every open task and exchange finishes with PathLost, now; sticky."""
+    def drain(self) -> None:
+        """Take no more tasks; those that are open go on. The owner logs out when they have ended."""
+        if self.state is State.LOGGED_IN:
+            self._enter(State.DRAINING)
+
+    def fail(self, error: IsblkError, unsent: Sequence[bytes | memoryview] = ()) -> None:
+        """End the session: every open task and exchange finishes with PathLost, now; sticky.
+
+        `unsent` is what `outgoing` handed over and the owner has not begun to send: commands in it were never given to the network.
+        """
         if self.error is not None:
             return
         self.error = error if isinstance(error, PathLost) else PathLost(str(error))
         self._enter(State.ENDED)
         tasks, answered = self.tasks(), self._lent
+        kept = self._never_sent([*unsent, *self.wire.out])
         self._tasks.clear()
         self._waiting.clear()
         self._lent, self._handed = [], 0
         self.wire.out = []
+        never = PathLost(str(self.error), sent=False)
         for task in tasks:
-            task.error = self.error
+            task.error = never if task in kept else self.error
         try:
             _finish([*answered, *tasks])
         finally:
             self._exchanges.fail(self.error)
+
+    def _never_sent(self, unsent: Sequence[bytes | memoryview]) -> set[Task]:
+        """Tasks whose command is still queued here or with the owner. Headers of commands are the only bytes objects of that size."""
+        kept = set(self._waiting)
+        for buffer in unsent:
+            if type(buffer) is bytes and len(buffer) >= pdu.BHS_LENGTH and buffer[0] & pdu.OPCODE_MASK == pdu.SCSI_COMMAND:
+                task = self._tasks.get(int.from_bytes(buffer[16:20], "big"))
+                if task is not None:
+                    kept.add(task)
+        return kept
 
     def ping(self, done: Done) -> None:
         """Ask for a sign of life (11.18)."""
@@ -161,14 +183,15 @@ class Session:
 
     def _alive(self, kind: Kind, done: Done) -> bool:
         """Whether a new request may be sent; after a Logout none may (11.14)."""
-        if self.state is not State.LOGGED_IN:
+        alive = self.state in (State.LOGGED_IN, State.DRAINING)
+        if not alive:
             done(Exchange(kind, done, error=self.error or PathLost("the session is logging out")))
-        return self.state is State.LOGGED_IN
+        return alive
 
     def _abandon_unsent(self, task: Task) -> None:
         if task in self._waiting:
             self._waiting.remove(task)
-            task.error = RequestFailed("the command was abandoned before it was sent")
+            task.error = TaskAborted("the command was abandoned before it was sent, because it took too long")
             task.finished()
 
     # ------------------------------------------------------------------ sending
@@ -237,7 +260,7 @@ class Session:
         raise ProtocolError(f"the target sent a {name} PDU to a {self._kind} session that is {self.state.value}")
 
     def _send_waiting(self) -> None:
-        while self._waiting and self.wire.window.room > 0 and self.state is State.LOGGED_IN:
+        while self._waiting and self.wire.window.room > 0 and self.state in (State.LOGGED_IN, State.DRAINING):
             self._send(self._waiting.popleft())
 
     def _landing(self, itt: int, data_sn: int, offset: int, length: int) -> memoryview:
@@ -335,7 +358,7 @@ class Session:
         for task in self._ended_by(exchange):
             if self._tasks.pop(task.itt, None) is None:
                 continue  # The callback of one before it has ended the session.
-            task.error = RequestFailed("the command was aborted because it took too long")
+            task.error = TaskAborted("the command was aborted because it took too long")
             task.finished()
         exchange.done(exchange)
 
@@ -436,9 +459,11 @@ _FULL: dict[int, _Handler] = {
 _LOGOUT: dict[int, _Handler] = {pdu.LOGOUT_RESPONSE: Session._logout_response}
 _HANDLERS: dict[tuple[str, State], dict[int, _Handler]] = {
     ("normal", State.LOGGED_IN): _FULL,
+    ("normal", State.DRAINING): _FULL,
     ("normal", State.IN_LOGOUT): {**_FULL, **_LOGOUT},
     ("normal", State.ENDED): {},
     ("discovery", State.LOGGED_IN): _COMMON,
+    ("discovery", State.DRAINING): _COMMON,
     ("discovery", State.IN_LOGOUT): {**_COMMON, **_LOGOUT},
     ("discovery", State.ENDED): {},
 }

@@ -11,11 +11,10 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import trio
 
-from isblk.errors import IsblkError, PathLost, ProtocolError, RequestFailed
+from isblk.errors import IsblkError, PathLost, ProtocolError
 from isblk.iscsi import pdu
 from isblk.iscsi.framer import Framer
 from isblk.iscsi.login import Negotiated
@@ -24,6 +23,7 @@ from isblk.iscsi.session import Session, State
 from isblk.iscsi.task import AsyncMessage, Exchange, Task
 from isblk.iscsi.text import decode_pairs, encode_pairs
 from isblk.link.plane import WRITABLE, Plane
+from isblk.link.sweeper import SWEEP_SECONDS, Sweeper, Timing
 
 PIECES = 1024
 """Buffers one sendmsg takes (UIO_MAXIOV)."""
@@ -31,22 +31,9 @@ RECEIVES = 16
 """Receives of one turn, so that a fast target cannot keep the plane's other descriptors waiting."""
 SENDS = 16
 """Sends of one turn, likewise: a peer that reads as fast as we send would never let it end."""
-SWEEP_SECONDS = 1.0
-"""How often deadlines are looked at: one sweeper for all tasks instead of a timer each."""
-
+LONGEST_WAIT = 3600
+"""Seconds of Time2Wait believed: the most that can be negotiated (13.15)."""
 _LINGER_RESET = struct.pack("ii", 1, 0)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Deadlines in seconds; the defaults are those administrators know from open-iscsi."""
-
-    login_timeout: float = 15
-    logout_timeout: float = 15
-    noop_interval: float = 5
-    noop_timeout: float = 5
-    task_timeout: float = 60
-    abort_timeout: float = 15
 
 
 @dataclass(frozen=True)
@@ -87,10 +74,12 @@ class Connection:
         self._position = 0
         self._dirty = False
         self._stuck = False
-        self._leaving = False
-        self._heard = 0
-        self._pinged: int | None = None
-        self._aborting: dict[Task, int] = {}
+        self.leaving = False
+        self.time2wait = float(session.negotiated.default_time2wait)
+        self.moved_to: Portal | None = None
+        self.on_leaving: Callable[[], None] | None = None
+        self.may_reset = False
+        self._sweeper = Sweeper(self)
         session.on_async = self._async
         plane.register(sock.fileno(), self)
         self.kick()
@@ -150,9 +139,9 @@ class Connection:
         self.error = error
         self._plane.unregister(self._socket.fileno())
         self._socket.close()
-        self._unsent = ()
+        unsent, self._unsent = self._unsent[self._position :], ()
         self.closed.set()
-        self.session.fail(error)
+        self.session.fail(error, unsent)
 
     def _receive(self) -> None:
         """Drain the socket, bounded. A receive that does not fill its buffer has drained it: the call that would say so is saved."""
@@ -171,7 +160,7 @@ class Connection:
             framer.received(count)
             if count < len(buffer) or self.closed.is_set():
                 break
-        self._heard = self.session.epoch
+        self._sweeper.heard()
 
     def _flush(self) -> None:
         """Send what is queued, one sendmsg for up to PIECES buffers, bounded; the rest waits for the socket to be writable."""
@@ -193,9 +182,8 @@ class Connection:
             self.traffic.bytes_sent += sent
             self.traffic.sends += 1
             self._drop(sent)
-        self._dirty = (
-            False  # Only now: what a callback of `outgoing` kicks is picked up by the loop, not by a second flush within this one.
-        )
+        # Only now: what a callback of `outgoing` kicks is picked up by the loop, not by a second flush within this one.
+        self._dirty = False
         if not self.closed.is_set():
             self._watch_writable(stuck)
 
@@ -226,10 +214,10 @@ class Connection:
         self.events.append(message)
         del self.events[:-16]
         if message.event in (pdu.AsyncEvent.CONNECTION_DROPPED, pdu.AsyncEvent.ALL_CONNECTIONS_DROPPED):
+            self.time2wait = float(min(message.parameters[1], LONGEST_WAIT))
             self.fail(PathLost(f"{self.portal} announced that it drops the session"))
-        elif message.event in (pdu.AsyncEvent.LOGOUT_REQUESTED, pdu.AsyncEvent.NEGOTIATION_REQUESTED) and not self._leaving:
-            self._leaving = True  # Once: a target that repeats itself must not fill the nursery.
-            self._plane.start_soon(self._leave, f"{self.portal} asked for a logout")
+        elif message.event in (pdu.AsyncEvent.LOGOUT_REQUESTED, pdu.AsyncEvent.NEGOTIATION_REQUESTED) and not self.leaving:
+            self.leave(f"{self.portal} asked for a logout", message.parameters[2])
 
     # ------------------------------------------------------------------ trio: control
 
@@ -267,7 +255,7 @@ class Connection:
 
     async def logout(self) -> None:
         """Log out and close, within `logout_timeout`; never raises for a peer that does not play along: the connection is closed then."""
-        if self.session.state is State.LOGGED_IN:
+        if self.session.state in (State.LOGGED_IN, State.DRAINING):
             self.session.logout(self._logged_out)
             self.kick()
         with trio.move_on_after(self.timing.logout_timeout, shield=True):
@@ -281,6 +269,11 @@ class Connection:
         elif not self.closed.is_set():
             self._end(PathLost(f"the session to {self.portal} has been logged out"))
             self.error = None
+            self.time2wait = float(min(exchange.time2wait, LONGEST_WAIT))
+
+    def hasten(self) -> None:
+        """The end is near: find out soon whether the target still answers."""
+        self._sweeper.hasten()
 
     async def watch(self) -> None:
         """Keep alive and keep deadlines until the connection ends: NOP-Out after silence, ABORT TASK for what takes too long."""
@@ -291,12 +284,25 @@ class Connection:
                 self._plane.at_batch_end(self, self._sweep)  # Guarded: what raises ends the connection, not its keep-alive alone.
 
     def _sweep(self) -> None:
-        self.session.epoch += 1
-        self._sweep_silence()
-        self._sweep_tasks()
+        self._sweeper.sweep()
         self.kick()
 
-    async def _leave(self, why: str) -> None:
+    def leave(self, why: str, seconds: float) -> None:
+        """Take no more tasks, let the open ones end within `seconds`, log out; once, or a target that repeats itself fills the nursery."""
+        if self.leaving:
+            return
+        self.leaving = True
+        self.session.drain()
+        if self.on_leaving is not None:
+            self.on_leaving()
+        self._plane.start_soon(self._leave, why, seconds)
+
+    async def _leave(self, why: str, seconds: float) -> None:
+        with trio.move_on_after(max(1.0, seconds - 1)):
+            while True:
+                if not self.session.open_tasks or self.closed.is_set():
+                    break
+                await trio.sleep(0.02)
         await self.logout()
         self.error = self.error or PathLost(why)
 
@@ -316,43 +322,5 @@ class Connection:
             raise error
         return answers[0]
 
-    def _sweep_silence(self) -> None:
-        """A NOP-Out when nothing was heard for `noop_interval`; the end when nothing was heard for `noop_timeout` after it."""
-        now = self.session.epoch
-        if self._pinged is not None:
-            if self._heard >= self._pinged:
-                self._pinged = None
-            elif (now - self._pinged) * SWEEP_SECONDS >= self.timing.noop_timeout:
-                self.fail(PathLost(f"{self.portal} has been silent for {(now - self._heard) * SWEEP_SECONDS:g} s, pings included"))
-        elif self.timing.noop_interval and (now - self._heard) * SWEEP_SECONDS >= self.timing.noop_interval:
-            self._pinged = now
-            self.session.ping(_ignore)
-
-    def _sweep_tasks(self) -> None:
-        """ABORT TASK for a task older than `task_timeout`; the session ends when that is not answered, or refused, in `abort_timeout`."""
-        now = self.session.epoch
-        for since in self._aborting.values():
-            if (now - since) * SWEEP_SECONDS >= self.timing.abort_timeout:
-                self.fail(PathLost(f"{self.portal} did not end a command that was aborted {self.timing.abort_timeout:g} s ago"))
-                return
-        for task in self.session.tasks():
-            if (now - task.epoch) * SWEEP_SECONDS < self.timing.task_timeout:
-                break
-            if task not in self._aborting:
-                self._aborting[task] = now
-                self.session.manage(pdu.TaskManagement.ABORT_TASK, partial(self._aborted, task), task=task)
-
-    def _aborted(self, task: Task, exchange: Exchange) -> None:
-        gone = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)
-        if (exchange.error is None and exchange.response in gone) or task not in self.session.tasks():
-            self._aborting.pop(task, None)
-        elif not isinstance(exchange.error, PathLost):
-            reason = exchange.error or RequestFailed(f"response {exchange.response}")
-            self.fail(PathLost(f"{self.portal} refused to abort a command that takes too long ({reason})"))
-
     def __repr__(self) -> str:
         return f"<Connection {self.portal} {self.session!r} {'closed' if self.closed.is_set() else 'open'}>"
-
-
-def _ignore(_exchange: Exchange) -> None:
-    """The answer is heard by the receive path already."""

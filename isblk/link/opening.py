@@ -22,8 +22,9 @@ from isblk.iscsi.framer import Framer, frame
 from isblk.iscsi.login import AuthenticationFailed, LoginConversation, LoginSettings, Redirect
 from isblk.iscsi.names import Isid, Portal
 from isblk.iscsi.session import Session
-from isblk.link.connection import Connection, Timing
+from isblk.link.connection import Connection
 from isblk.link.plane import Plane
+from isblk.link.sweeper import Timing
 
 REDIRECTS = 5
 """Redirects followed in one login (reliability: parser limits); a loop ends here."""
@@ -50,6 +51,11 @@ class Access:
     timing: Timing = field(default_factory=Timing)
     trace: Callable[[str, str], None] | None = None
     spelled: str | None = None
+    time2wait: int = 2
+
+    def with_isid(self, isid: Isid) -> Access:
+        """The same for another path slot."""
+        return replace(self, isid=isid)
 
 
 @asynccontextmanager
@@ -102,13 +108,16 @@ async def _log_in_somehow(plane: Plane, portal: Portal, target_name: str | None,
 
 
 async def _follow(plane: Plane, portal: Portal, target_name: str | None, access: Access) -> Connection:
-    asked = portal
+    asked, lasting = portal, True
     for _ in range(REDIRECTS + 1):
         try:
-            return await _log_in_at(plane, portal, target_name, access)
+            connection = await _log_in_at(plane, portal, target_name, access)
+            connection.moved_to = portal if lasting and portal is not asked else None
+            return connection
         except Redirect as redirect:
             _log.info("%s sends the login to %s (%s)", portal, redirect.portal, "permanently" if redirect.permanent else "for now")
-            portal = redirect.portal
+            # Only an unbroken chain of permanent redirects may be remembered (11.13.5).
+            portal, lasting = redirect.portal, lasting and redirect.permanent
     raise LoginRefused(f"{asked} redirected the login more than {REDIRECTS} times: the target's portals point at each other")
 
 
@@ -141,6 +150,7 @@ def _settings(target_name: str | None, access: Access) -> LoginSettings:
         chap_algorithms=access.algorithms,
         header_digest=access.header_digest,
         data_digest=access.data_digest,
+        default_time2wait=access.time2wait,
     )
 
 

@@ -18,6 +18,7 @@ WRITE_10 = 0x2A
 SYNCHRONIZE_CACHE_10 = 0x35
 UNMAP = 0x42
 MODE_SENSE_10 = 0x5A
+PERSISTENT_RESERVE_IN = 0x5E
 READ_16 = 0x88
 WRITE_16 = 0x8A
 SYNCHRONIZE_CACHE_16 = 0x91
@@ -42,6 +43,7 @@ MAX_UNMAP_DESCRIPTORS = (0xFFFF - UNMAP_HEADER_LENGTH) // UNMAP_DESCRIPTOR_LENGT
 _READ_CAPACITY_16 = 0x10
 _GET_LBA_STATUS = 0x12
 _REPORT_TARGET_PORT_GROUPS = 0x0A
+_READ_KEYS = 0x00
 _DISABLE_BLOCK_DESCRIPTORS = 0x08
 WRITE_SAME_UNMAP = 0x08
 _WRITE_SAME_NO_DATA_OUT_BUFFER = 0x01
@@ -51,6 +53,7 @@ _mode_sense_6 = struct.Struct(">BBBxBx").pack
 _mode_sense_10 = struct.Struct(">BBB4xHx").pack
 _transfer_10 = struct.Struct(">BBIxHx").pack
 _transfer_16 = struct.Struct(">BBQIxx").pack
+_persistent_reserve_in = struct.Struct(">BB5xHx").pack
 _unmap = struct.Struct(">B6xHx").pack
 _unmap_header = struct.Struct(">HH4x").pack
 _unmap_descriptor = struct.Struct(">QI4x").pack
@@ -167,3 +170,8 @@ def get_lba_status(lba: int, allocation_length: int) -> bytes:
 def report_target_port_groups(allocation_length: int) -> bytes:
     """REPORT TARGET PORT GROUPS, length-only header (SPC-4 6.37)."""
     return _maintenance_in(MAINTENANCE_IN, _REPORT_TARGET_PORT_GROUPS, allocation_length)
+
+
+def persistent_reserve_in_read_keys(allocation_length: int) -> bytes:
+    """PERSISTENT RESERVE IN, READ KEYS (SPC-4 6.15.2): 8 bytes of header and 8 for each registered I_T nexus come back."""
+    return _persistent_reserve_in(PERSISTENT_RESERVE_IN, _READ_KEYS, allocation_length)

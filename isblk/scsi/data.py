@@ -1,4 +1,4 @@
-"""What a logical unit answers about its blocks and paths: capacity, mode pages, LBA status, port groups (SBC-3 5, SPC-4 6).
+"""What a unit answers about its blocks and paths: capacity, mode pages, LBA status, port groups, reservation keys (SBC-3 5, SPC-4 6).
 
 As in inquiry.py, lengths are clipped to what arrived and ProtocolError is the only exception. Two neighbours hold the rest of what comes
 back: inquiry.py (identity and limits) and lun_number.py (REPORT LUNS).
@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from isblk.errors import ProtocolError
 from isblk.scsi.cdb import MODE_PAGE_CACHING
@@ -28,6 +29,8 @@ _LBA_STATUS = struct.Struct(">QIB3x")
 _LENGTH = struct.Struct(">I")
 _PORT_GROUP = struct.Struct(">BBHxBBB")
 _PORT = struct.Struct(">2xH")
+_KEYS_HEADER = struct.Struct(">II")
+_KEY_LENGTH = 8
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,8 @@ def _provisioning(code: int) -> Provisioning:
 class AccessState(IntEnum):
     """Asymmetric access state of a target port group (SPC-4 table 284)."""
 
-    ACTIVE_OPTIMIZED = 0x0
-    ACTIVE_NON_OPTIMIZED = 0x1
+    OPTIMIZED = 0x0
+    NON_OPTIMIZED = 0x1
     STANDBY = 0x2
     UNAVAILABLE = 0x3
     LBA_DEPENDENT = 0x4
@@ -197,3 +200,24 @@ def _access_state(code: int) -> AccessState:
         return AccessState(code)
     except ValueError:
         return AccessState.UNAVAILABLE
+
+
+class ReservationKeys(NamedTuple):
+    """READ KEYS: the generation counts every change of a registration; one key for each registered I_T nexus, equal ones included.
+
+    `clipped`: more keys are registered than arrived, so what is here proves nothing about keys that are not.
+    """
+
+    generation: int
+    keys: tuple[int, ...]
+    clipped: bool
+
+
+def parse_reservation_keys(data: bytes | memoryview) -> ReservationKeys:
+    """PERSISTENT RESERVE IN, READ KEYS (SPC-4 6.15.2): the whole keys that arrived; ProtocolError without the whole header."""
+    if len(data) < _KEYS_HEADER.size:
+        raise ProtocolError(f"READ KEYS returned {len(data)} bytes, not even its header of {_KEYS_HEADER.size}")
+    generation, length = _KEYS_HEADER.unpack_from(data)
+    end = min(len(data), _KEYS_HEADER.size + length) - _KEY_LENGTH
+    keys = tuple(int.from_bytes(data[at : at + _KEY_LENGTH], "big") for at in range(_KEYS_HEADER.size, end + 1, _KEY_LENGTH))
+    return ReservationKeys(generation, keys, len(keys) < length // _KEY_LENGTH)

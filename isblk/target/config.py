@@ -34,6 +34,23 @@ class AccessState(Enum):
     TRANSITIONING = 0xF
 
 
+class Reinstatement(Enum):
+    """What becomes of an initiator port's old session, and of commands of it that its unit still works on, when it logs in again.
+
+    RFC 7143 6.3.5 asks for TERMINATE; the others are what targets do, for tests of initiators. In all but TERMINATE a command that
+    `Node.hold` keeps outlives its connection, and takes effect when it is released unless task management has aborted it.
+    """
+
+    TERMINATE = "terminate"
+    """The old session ends with all its commands, and the login is answered."""
+    WAIT = "wait"
+    """The old session ends, and the login is answered when the last of its commands has ended (as LIO)."""
+    AT_ONCE = "at-once"
+    """The old session ends and the login is answered, whatever the unit still works on (as tgt)."""
+    REFUSE = "refuse"
+    """The login is refused while the old session, or a command of it, is there."""
+
+
 @dataclass(frozen=True)
 class LunConfig:
     """One logical unit. `path` None is memory; `size` in bytes creates a missing file (None: the size it has). Block sizes in bytes.
@@ -117,7 +134,7 @@ class TargetConfig:
     """One target: one name, any number of portals in portal groups, the same logical units through all of them.
 
     `credentials` is what an initiator must prove, `mutual` what the target proves when asked (only ever together with `credentials`).
-    `discovery_auth` demands the same of discovery sessions.
+    `discovery_auth` demands the same of discovery sessions. `lun_reset` False: LOGICAL UNIT RESET is not supported.
     """
 
     name: str = DEFAULT_NAME
@@ -130,6 +147,8 @@ class TargetConfig:
     discovery_auth: bool = False
     addressing: Addressing = Addressing.NATURAL
     offer: Offer = field(default_factory=Offer)
+    reinstatement: Reinstatement = Reinstatement.TERMINATE
+    lun_reset: bool = True
 
 
 _OFFER_FIELDS = {

@@ -87,18 +87,23 @@ class Connection:
         return out
 
     def lost(self, reason: str = "the initiator closed the connection") -> None:
-        """The connection is gone: its tasks end without an answer, and its session with it. May be called twice."""
+        """The connection is gone: its tasks end without an answer, and its session with it. May be called twice.
+
+        What its units still work on may outlive it (config.Reinstatement).
+        """
         if self.dropped:
             return
         self.dropped = True
         self.why = self.why or reason
-        self.tasks.clear()
+        self.tasks = {itt: task for itt, task in self.tasks.items() if task.held and self._node.commands_outlive_connections}
         self._ready.clear()
         self._waiting.clear()
         self._manager.clear()
         self._out.clear()
         if self.session is not None:
             self._node.close_session(self.session, self)
+            if self.tasks:
+                self._node.depart(self.session, self)
 
     # The node's and the tests' verbs
 
@@ -178,11 +183,23 @@ class Connection:
     def _take_login(self, bhs: memoryview, data: memoryview) -> None:
         login = self._login
         if bhs[0] & pdu.OPCODE_MASK == pdu.LOGIN:
-            response = login.request(bhs, data)
+            self._answer_login(login.request(bhs, data))
         elif not login.started:
             raise ProtocolError("the first PDU of a connection is no Login Request (6.3)")
         else:
-            response = login.refuse_foreign(bhs)
+            self._answer_login(login.refuse_foreign(bhs))
+
+    def _resume_login(self) -> None:
+        """An old session has come nearer to its end: what waited for it may be answered now."""
+        if not self.dropped and not self.closing:
+            self._answer_login(self._login.resume())
+            self.wake()
+
+    def _answer_login(self, response: tuple[bytes, bytes] | None) -> None:
+        login = self._login
+        if response is None:
+            self._node.await_settling(self._resume_login)
+            return
         self._emit(*response)
         if login.over:
             self.why = login.why
@@ -274,6 +291,7 @@ class Connection:
         elif not task.complete:
             self._solicit(task)
         elif self._node.hold is not None and self._node.hold(task.lun, task.cdb):
+            task.held = True
             self._node.held.append(partial(self._run, task))
         elif self._ready or self._out_bytes >= OUTGOING_LIMIT:
             self._ready.append(task)
@@ -288,8 +306,19 @@ class Connection:
             self._send(pdu.R2T, pdu.FINAL, task.itt, lun=task.lun, ttt=burst.ttt, words=words, advance=False)
 
     def _run(self, task: Task) -> None:
-        if self.tasks.get(task.itt) is task:
-            self._finish(task, self._node.units.execute(task.lun, task.cdb, task.buffer, self._live.nexus))
+        if self.tasks.get(task.itt) is not task:
+            return
+        outcome = self._node.units.execute(task.lun, task.cdb, task.buffer, self._live.nexus)
+        if self.dropped:
+            self._end_departed(task)
+        else:
+            self._finish(task, outcome)
+
+    def _end_departed(self, task: Task) -> None:
+        """A task that outlived its connection has ended; there is nobody to tell."""
+        del self.tasks[task.itt]
+        if not self.tasks:
+            self._node.settle(self)
 
     # Data-Out (11.7)
 
@@ -379,8 +408,12 @@ class Connection:
 
     def forget(self, task: Task) -> None:
         """Take a task away without an answer."""
-        if self.tasks.pop(task.itt, None) is not task:
+        if self.tasks.get(task.itt) is not task:
             return
+        if self.dropped:
+            self._end_departed(task)
+            return
+        del self.tasks[task.itt]
         if task.started and not task.immediate:
             self._live.in_progress -= 1
         self._manager.gone(task)

@@ -14,12 +14,14 @@ from isblk.iscsi import pdu
 from isblk.iscsi.text import TextAssembler, encode_pairs, parse_list, split_text
 from isblk.target import authenticate, negotiate
 from isblk.target.authenticate import Chap, Refused, Status
-from isblk.target.config import PortalConfig
+from isblk.target.config import PortalConfig, Reinstatement
 from isblk.target.negotiate import Negotiation
 from isblk.target.outcome import Nexus
 from isblk.target.sessions import DISCOVERY, NORMAL, Link, Node, Session
 
 Pair = tuple[str, str]
+Response = tuple[bytes, bytes]
+"""BHS and data segment."""
 MAX_REQUESTS = 64
 _IDENTITY = frozenset(("InitiatorName", "TargetName", "SessionType", "InitiatorAlias"))
 
@@ -61,13 +63,15 @@ class Login:
         self._nexus: Nexus | None = None
         self._session_type = NORMAL
         self._chap: Chap | None = None
+        self._waiting: tuple[bytes, bytes] | None = None
+        self._reinstated = False
 
     @property
     def started(self) -> bool:
         return self._requests > 0
 
-    def request(self, bhs: memoryview, data: memoryview) -> tuple[bytes, bytes]:
-        """The response to one Login Request. Never raises for what the network brought."""
+    def request(self, bhs: memoryview, data: memoryview) -> Response | None:
+        """The response to one Login Request; None when it has to wait, for `resume`. Never raises for what the network brought."""
         try:
             return self._converse(bhs, data)
         except Refused as refused:
@@ -75,12 +79,20 @@ class Login:
         except ProtocolError as error:
             return self._refuse(bhs, Status.INITIATOR_ERROR, str(error))
 
-    def refuse_foreign(self, bhs: memoryview) -> tuple[bytes, bytes]:
+    def resume(self) -> Response | None:
+        """Look again whether the login that waits may be answered."""
+        if self._waiting is None:
+            raise AssertionError("a login is resumed that does not wait")
+        return self._enter_full_feature(*self._waiting)
+
+    def refuse_foreign(self, bhs: memoryview) -> Response:
         """The answer to a PDU that is no Login Request in the middle of a login (11.13.5)."""
         return self._refuse(bhs, Status.INVALID_DURING_LOGIN, "a PDU other than Login during login")
 
-    def _converse(self, bhs: memoryview, data: memoryview) -> tuple[bytes, bytes]:
+    def _converse(self, bhs: memoryview, data: memoryview) -> Response | None:
         flags = self._check_header(bhs)
+        if self._waiting is not None:
+            raise ProtocolError("the initiator goes on before its last Login Request is answered (6.3)")
         if self._chunks:
             if data or flags & pdu.CONTINUE:
                 raise ProtocolError("the initiator sent text while ours continues (6.2)")
@@ -226,7 +238,7 @@ class Login:
 
     # Responses
 
-    def _respond(self, bhs: memoryview, answers: list[Pair]) -> tuple[bytes, bytes]:
+    def _respond(self, bhs: memoryview, answers: list[Pair]) -> Response | None:
         """The next piece of text, and the transition when it is asked for and possible."""
         flags = bhs[1]
         if not self._chunks:
@@ -247,27 +259,57 @@ class Login:
             raise Refused(Status.AUTHENTICATION_FAILURE, "the initiator leaves the security stage without proving anything")
         return not self._needs_authentication()
 
-    def _transit(self, bhs: memoryview, chunk: bytes, stage: Stage) -> tuple[bytes, bytes]:
-        previous, self._stage = self._stage, stage
+    def _transit(self, bhs: memoryview, chunk: bytes, stage: Stage) -> Response | None:
         if stage == Stage.FULL_FEATURE:
             self.negotiation.check()
-            self._open()
+            return self._enter_full_feature(bytes(bhs), chunk)
+        previous, self._stage = self._stage, stage
         return self._response(bhs, chunk, pdu.TRANSIT | stage, previous)
+
+    def _enter_full_feature(self, bhs: bytes, chunk: bytes) -> Response | None:
+        """The last response, once an older session of the same initiator port is out of the way."""
+        if not self._make_way():
+            self._waiting = bhs, chunk
+            return None
+        previous, self._stage = self._stage, Stage.FULL_FEATURE
+        self._waiting = None
+        self._open()
+        return self._response(memoryview(bhs), chunk, pdu.TRANSIT | Stage.FULL_FEATURE, previous)
+
+    def _make_way(self) -> bool:
+        """Whether the session may begin now; raises Refused where it may not begin at all (config.Reinstatement)."""
+        nexus, node, kind = self._known_nexus, self._node, self._node.config.reinstatement
+        if any(self._fixed_fields()[0][6:]):
+            return True  # A TSIH: the session goes on over this connection.
+        old = node.session_of(nexus, self._session_type)
+        if kind is Reinstatement.REFUSE and (old is not None or node.has_departed(nexus, self._session_type)):
+            raise Refused(Status.TOO_MANY_CONNECTIONS, "the initiator port has a session already")
+        if kind is Reinstatement.WAIT:
+            if old is not None:
+                self._reinstated = True
+                old.link.drop("the session was reinstated")
+            return not node.has_departed(nexus, self._session_type)
+        return True
 
     def _open(self) -> None:
         """Login succeeded: now, and not before, an older session of the same initiator port ends (6.3.5)."""
         session_id, _, cid = self._fixed_fields()
-        if self._nexus is None:
-            raise AssertionError("a login ended before it identified anybody")
         session = self._node.find(int.from_bytes(session_id[6:], "big"))
         if session is None:
-            session = self._node.open_session(self._nexus, self._session_type, cid, self._link, self._node.config.offer.window)
+            window = self._node.config.offer.window
+            session = self._node.open_session(self._known_nexus, self._session_type, cid, self._link, window, self._reinstated)
             session.exp_cmd_sn = self._cmd_sn
         else:
             self._node.adopt(session, cid, self._link)
         self.session = session
 
-    def _response(self, bhs: memoryview, data: bytes, flags: int, stage: Stage | None = None) -> tuple[bytes, bytes]:
+    @property
+    def _known_nexus(self) -> Nexus:
+        if self._nexus is None:
+            raise AssertionError("a login ended before it identified anybody")
+        return self._nexus
+
+    def _response(self, bhs: memoryview, data: bytes, flags: int, stage: Stage | None = None) -> Response:
         session_id, itt, _ = self._fixed_fields()
         if self.session is not None:
             session_id = session_id[:6] + self.session.tsih.to_bytes(2, "big")
@@ -279,7 +321,7 @@ class Login:
         self.stat_sn = (self.stat_sn + 1) & 0xFFFFFFFF
         return pdu.TARGET.pack(pdu.LOGIN_RESPONSE, flags, 0, 0, len(data), session_id, itt, *words), data
 
-    def _refuse(self, bhs: memoryview, status: Status, why: str, pairs: tuple[Pair, ...] = ()) -> tuple[bytes, bytes]:
+    def _refuse(self, bhs: memoryview, status: Status, why: str, pairs: tuple[Pair, ...] = ()) -> Response:
         """A response whose status ends the login; T, CSG and NSG are reserved in it."""
         self.over = True
         self.why = why

@@ -29,6 +29,7 @@ class Holder(Link, Protocol):
 
     session: Session | None
     tasks: dict[int, Task]
+    dropped: bool
 
     def answer_management(self, itt: int, response: int) -> None: ...
     def forget(self, task: Task) -> None: ...
@@ -46,7 +47,8 @@ class TaskManager:
     def perform(self, request: Request) -> None:
         """Act, and answer now or when every affected task has ended."""
         action = _FUNCTIONS.get(request.function)
-        if action is None:
+        refused = request.function == TaskManagement.LOGICAL_UNIT_RESET and not self._node.config.lun_reset
+        if action is None or refused:
             self._answer(request, TaskManagementResponse.NOT_SUPPORTED)
         else:
             action(self, request)
@@ -69,7 +71,7 @@ class TaskManager:
         self._abort_set(lun)
         for task in cleared:
             unit = self._node.units.find(task.lun)
-            if unit is not None and session is not None:
+            if unit is not None and session is not None and not self._holder.dropped:
                 unit.attention(*_COMMANDS_CLEARED, session.nexus)
 
     def _abort_task(self, request: Request) -> None:

@@ -45,7 +45,7 @@ class Command(NamedTuple):
 
 Key = tuple[int, int]
 """Operation code and service action (0 where the code has none)."""
-WITH_ACTIONS = frozenset((0x9E, 0xA3))
+WITH_ACTIONS = frozenset((0x5E, 0x9E, 0xA3))
 
 
 def key_of(cdb: bytes) -> Key:

@@ -49,8 +49,16 @@ def _report_target_port_groups(unit: Unit, cdb: bytes, data_out: Data, nexus: Ne
     body = bytes((0x10, 0, 0, 0)) if layout else b""
     for tag, state in unit.groups.states.items():
         port = tag.to_bytes(2, "big")
-        body += bytes((state.value, 0x8F)) + port + bytes((0, 0, 0, 1)) + b"\0\0" + port
+        preferred = 0x80 if tag in unit.groups.preferred else 0
+        body += bytes((preferred | state.value, 0x8F)) + port + bytes((0, 0, 0, 1)) + b"\0\0" + port
     return answer(len(body).to_bytes(4, "big") + body, int.from_bytes(cdb[6:10], "big"))
+
+
+def _read_keys(unit: Unit, cdb: bytes, data_out: Data, nexus: Nexus) -> Outcome:
+    """PERSISTENT RESERVE IN, READ KEYS (SPC-4 6.15.2). Keys are given by tests; nothing here registers or reserves."""
+    body = b"".join(key.to_bytes(8, "big") for key in unit.reservation_keys)
+    header = unit.reservation_generation.to_bytes(4, "big") + len(body).to_bytes(4, "big")
+    return answer(header + body, int.from_bytes(cdb[7:9], "big"))
 
 
 def _report_operation_codes(unit: Unit, cdb: bytes, data_out: Data, nexus: Nexus) -> Outcome:
@@ -91,6 +99,7 @@ COMMANDS: dict[CommandKey, Command] = {
     (0x1A, 0): Command(6, _mode_sense_6, medium=False, any_device=True),
     (0x1B, 0): Command(6, _start_stop_unit, medium=False),
     (0x5A, 0): Command(10, _mode_sense_10, medium=False, any_device=True),
+    (0x5E, 0x00): Command(10, _read_keys, medium=False, any_device=True),
     (0xA3, 0x0A): Command(12, _report_target_port_groups, medium=False, any_device=True),
     (0xA3, 0x0C): Command(12, _report_operation_codes, medium=False, any_device=True),
 }

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from isblk.iscsi.chap import Challenges
-from isblk.target.config import TargetConfig
+from isblk.target.config import Reinstatement, TargetConfig
 from isblk.target.luns import LogicalUnits
 from isblk.target.outcome import Nexus
 
@@ -36,6 +36,14 @@ class Link(Protocol):
 
     def abort_tasks(self, lun: bytes | None) -> None:
         """Forget every task on a LUN, or on all of them, because of another session's task management."""
+
+
+class Departed(NamedTuple):
+    """A connection that is gone while a unit still works on commands of it (config.Reinstatement)."""
+
+    nexus: Nexus
+    session_type: str
+    link: Link
 
 
 class Session:
@@ -66,27 +74,66 @@ class Session:
 
 
 class Node:
-    """What all connections of a target share. `hold` is for tests: asked with (LUN bytes, CDB), True keeps the command until
-    `release`. `trace` is called with "<" or ">" and one line for each PDU. `addresses` is where the portals listen, in their order."""
+    """What all connections of a target share.
+
+    `hold` is for tests: asked with (LUN bytes, CDB), True keeps the complete command until `release`; whether it outlives its connection
+    is for `config.reinstatement` to say. `trace` is called with "<" or ">" and one line for each PDU. `addresses` is where the portals
+    listen, in their order.
+    """
 
     def __init__(self, config: TargetConfig, units: LogicalUnits | None = None) -> None:
         self.config = config
         self.units = units if units is not None else LogicalUnits.open(config)
         self.challenges = Challenges()
         self.sessions: dict[int, Session] = {}
+        self.departed: list[Departed] = []
         self.addresses: list[tuple[str, int]] = []
         self.hold: Callable[[bytes, bytes], bool] | None = None
         self.held: list[Callable[[], None]] = []
         self.logins = 0
         self.trace: Callable[[str, str], None] | None = None
+        self._waiting_logins: list[Callable[[], None]] = []
         self._next_tsih = 0
+
+    @property
+    def commands_outlive_connections(self) -> bool:
+        return self.config.reinstatement is not Reinstatement.TERMINATE
 
     def find(self, tsih: int) -> Session | None:
         return self.sessions.get(tsih)
 
-    def open_session(self, nexus: Nexus, session_type: str, cid: int, link: Link, window: int) -> Session:
-        """A new session; one that the same initiator port has with the same portal group ends first, tasks and all (6.3.5)."""
-        old = next((each for each in self.sessions.values() if each.nexus == nexus and each.session_type == session_type), None)
+    def session_of(self, nexus: Nexus, session_type: str) -> Session | None:
+        """The live session of an initiator port with a portal group."""
+        return next((each for each in self.sessions.values() if each.nexus == nexus and each.session_type == session_type), None)
+
+    def has_departed(self, nexus: Nexus, session_type: str) -> bool:
+        """Whether a unit still works on commands of an old session of this nexus."""
+        return any(each.nexus == nexus and each.session_type == session_type for each in self.departed)
+
+    def depart(self, session: Session, link: Link) -> None:
+        """A connection is gone, and commands of it are not."""
+        self.departed.append(Departed(session.nexus, session.session_type, link))
+
+    def settle(self, link: Link) -> None:
+        """The last command of a connection that is gone has ended: logins that waited for it look again."""
+        self.departed = [each for each in self.departed if each.link is not link]
+        self._wake_logins()
+
+    def await_settling(self, again: Callable[[], None]) -> None:
+        """Call once when a command of a departed connection has ended."""
+        self._waiting_logins.append(again)
+
+    def _wake_logins(self) -> None:
+        waiting, self._waiting_logins = self._waiting_logins, []
+        for again in waiting:
+            again()
+
+    def open_session(self, nexus: Nexus, session_type: str, cid: int, link: Link, window: int, reinstated: bool = False) -> Session:
+        """A new session; one that the same initiator port has with the same portal group ends first, tasks and all (6.3.5).
+
+        `reinstated`: it had one until this login began.
+        """
+        old = self.session_of(nexus, session_type)
         if old is not None:
             old.link.drop("the session was reinstated")
         session = Session(nexus, session_type, self._new_tsih(), cid, link, window)
@@ -95,7 +142,7 @@ class Node:
         log.info("%s logged in (%s session, ISID %s)", nexus.initiator, session_type, nexus.isid.hex())
         if session_type == NORMAL:
             self.units.nexus_started(nexus)
-            if old is not None:
+            if old is not None or reinstated:
                 self.units.nexus_lost(nexus)
         return session
 
@@ -119,6 +166,8 @@ class Node:
         for session in list(self.sessions.values()):
             if session.link is not but:
                 session.link.abort_tasks(lun)
+        for departed in list(self.departed):
+            departed.link.abort_tasks(lun)
 
     def drop_all(self, reason: str) -> None:
         for session in list(self.sessions.values()):
@@ -137,6 +186,8 @@ class Node:
         """Lose power: every unit's volatile cache is gone and every connection with it."""
         self.drop_all("the target lost power")
         self.held.clear()
+        self.departed.clear()
+        self._wake_logins()
         for unit in self.units.units.values():
             unit.crash()
 

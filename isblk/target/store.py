@@ -118,6 +118,20 @@ class Store:
         """Lose power: what `sync` or `write_through` did not put on the medium is gone."""
         self._dirty.clear()
 
+    def resize(self, size: int) -> None:
+        """Grow by zeros, or cut off the end, what is cached of it included. Raises UsageError where the medium cannot."""
+        if not 0 < size <= _LARGEST:
+            raise UsageError(f"a disk of {size} bytes cannot be offered: choose a size from 1 byte to 64 TiB")
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise UsageError(f"cannot make the disk {size} bytes large: {error.strerror}") from None
+        if size < self.size:
+            self._dirty.remove(size, self.size)
+        # Pages beyond the old end are new ones; what a shrunken disk had there is unmapped, so it does not come back when it grows.
+        self._cache.resize(size)
+        self.size = size
+
     def is_dirty(self, offset: int, length: int) -> bool:
         return bool(self._dirty.overlapping(offset, offset + length))
 

@@ -35,6 +35,7 @@ class Task:
         "cdb",
         "expected",
         "failure",
+        "held",
         "immediate",
         "is_read",
         "is_write",
@@ -58,6 +59,7 @@ class Task:
         self.immediate = immediate
         self.started = False
         self.aborting = False
+        self.held = False
         self.buffer: bytes | bytearray | memoryview = b""
         self.failure = b""
         self.received = 0

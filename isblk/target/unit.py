@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+from isblk.errors import UsageError
 from isblk.target import check, medium, pages, primary
 from isblk.target.check import Check, Key
 from isblk.target.config import AccessState, LunConfig
@@ -21,24 +23,50 @@ _COMMANDS: dict[CommandKey, Command] = {**primary.COMMANDS, **medium.COMMANDS}
 _NEVER_ATTENTION = frozenset((0x03, 0x12))
 """REQUEST SENSE and INQUIRY are answered with a unit attention pending (SAM-5 5.14); REPORT LUNS never comes here."""
 _STATE_ASCQ = {AccessState.STANDBY: 0x0B, AccessState.UNAVAILABLE: 0x0C, AccessState.TRANSITIONING: 0x0A}
+_EVERYWHERE = frozenset(((0x03, 0), (0x12, 0), (0xA3, 0x0A)))
+"""REQUEST SENSE, INQUIRY, REPORT TARGET PORT GROUPS: answered in every access state (SPC-4 5.15.2.4)."""
+_STATE_ALLOWS: dict[AccessState, frozenset[CommandKey]] = {
+    AccessState.STANDBY: _EVERYWHERE | {(0x1A, 0), (0x5A, 0), (0x5E, 0x00)},
+    AccessState.UNAVAILABLE: _EVERYWHERE,
+    AccessState.TRANSITIONING: _EVERYWHERE,
+}
 
 
 class PortGroups:
-    """The access state of every portal group of a target, changed by tests to act out failing controllers (SPC-4 5.15)."""
+    """The access state of every portal group of a target, changed by tests to act out failing controllers (SPC-4 5.15).
+
+    `preferred` are the groups with the PREF bit; `units` hear of every change.
+    """
 
     def __init__(self, tags: set[int]) -> None:
-        self.states = dict.fromkeys(sorted(tags), AccessState.OPTIMIZED)
+        self._states = dict.fromkeys(sorted(tags), AccessState.OPTIMIZED)
+        self.preferred: set[int] = set()
+        self.units: list[Unit] = []
+
+    @property
+    def states(self) -> Mapping[int, AccessState]:
+        """By portal group tag; to be changed by `change` alone."""
+        return self._states
+
+    def change(self, tag: int, state: AccessState) -> None:
+        """An implicit transition: every nexus finds ASYMMETRIC ACCESS STATE CHANGED (SPC-4 5.15.2.3)."""
+        if self._states[tag] is state:
+            return
+        self._states[tag] = state
+        for unit in self.units:
+            unit.attention(0x2A, 0x06)
 
     def __repr__(self) -> str:
         return f"<PortGroups {', '.join(f'{tag}: {state.name.lower()}' for tag, state in self.states.items())}>"
 
 
 class Unit:
-    """One logical unit. The three switches are for tests:
+    """One logical unit. The switches are for tests:
 
     inject  called with the CDB before each command; (status, sense) ends the command so, None lets it run
     present False takes the unit away, as if it had been unmapped from the initiator
     offline True answers every medium access with NOT READY, manual intervention required
+    reservation_keys, reservation_generation are what READ KEYS tells: one key for each registered nexus, none unless given
     """
 
     def __init__(self, config: LunConfig, target_name: str, store: Store | None = None, groups: PortGroups | None = None) -> None:
@@ -51,8 +79,11 @@ class Unit:
         self.present = True
         self.offline = False
         self.commands_run = 0
+        self.reservation_keys: tuple[int, ...] = ()
+        self.reservation_generation = 0
         self._store = store
         self._attentions: dict[Nexus, list[tuple[int, int]]] = {}
+        self.groups.units.append(self)
 
     @property
     def store(self) -> Store:
@@ -103,6 +134,15 @@ class Unit:
             self._store.crash()
         self.attention(0x29, 0x01)
 
+    def resize(self, size: int) -> None:
+        """Become `size` bytes, a whole number of blocks: each nexus finds CAPACITY DATA HAS CHANGED. Raises UsageError."""
+        if size < self.block_size or size % self.block_size:
+            raise UsageError(f"LUN {self.config.number}: {size} bytes are no whole number of {self.block_size}-byte blocks")
+        self.store.resize(size)
+        self.blocks = size // self.block_size
+        self.identity = replace(self.identity, blocks=self.blocks)
+        self.attention(0x2A, 0x09)
+
     # The device server
 
     def execute(self, cdb: bytes, data_out: Data, nexus: Nexus) -> Outcome:
@@ -113,28 +153,27 @@ class Unit:
             if forced is not None:
                 return Outcome(*forced)
         try:
-            command = _COMMANDS.get(key_of(cdb))
+            key = key_of(cdb)
+            command = _COMMANDS.get(key)
             if command is None or not command.allowed(self):
                 raise check.invalid_opcode()
             if cdb[0] not in _NEVER_ATTENTION:
-                self._check_ready(command, nexus)
+                self._check_ready(key, command, nexus)
             return command.run(self, cdb, data_out, nexus)
         except Check as failed:
             return Outcome(check.CHECK_CONDITION, failed.sense)
         except OSError as error:
             return Outcome(check.CHECK_CONDITION, _medium_failure(error).sense)
 
-    def _check_ready(self, command: Command, nexus: Nexus) -> None:
+    def _check_ready(self, key: CommandKey, command: Command, nexus: Nexus) -> None:
         waiting = self.take_attention(nexus)
         if waiting:
             raise Check(Key.UNIT_ATTENTION, *waiting)
-        if not command.medium:
-            return
-        if self.offline:
-            raise Check(Key.NOT_READY, 0x04, 0x03)
         state = self.groups.states.get(nexus.tpgt, AccessState.OPTIMIZED)
-        if state in _STATE_ASCQ:
+        if state in _STATE_ALLOWS and key not in _STATE_ALLOWS[state]:
             raise Check(Key.NOT_READY, 0x04, _STATE_ASCQ[state])
+        if command.medium and self.offline:
+            raise Check(Key.NOT_READY, 0x04, 0x03)
 
     # What the commands share
 

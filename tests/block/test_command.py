@@ -31,6 +31,7 @@ class FakeUnit:
         self.refused: list[tuple[bytes, bool]] = []
         self.modes: list[bytes | None] = []
         self.asked = 0
+        self.fulls = 0
         self.lost: Exception | None = None
 
     def attention(self, judged: Verdict) -> None:
@@ -38,6 +39,9 @@ class FakeUnit:
 
     def write_lost(self) -> Exception | None:
         return self.lost
+
+    def full(self) -> None:
+        self.fulls += 1
 
     def write_same_refused(self, command: Command, forever: bool) -> None:
         self.refused.append((command.cdb, forever))
@@ -205,3 +209,12 @@ def test_mode_sense_sent_again_knows_of_what_made_it_necessary() -> None:
     unit = FakeUnit(attention(0x2A, 0x01), (0, b"", b"mode"))
     unit.run(ModeSense)
     assert (unit.asked, unit.modes) == (1, [b"mode"])
+
+
+def test_a_full_task_set_is_told_and_a_busy_unit_is_not() -> None:
+    unit = FakeUnit((0x28, b"", b""), BUSY)
+    request = unit.run(Transfer)
+    unit.link.elapse()
+    assert unit.fulls == 1
+    unit.link.elapse()
+    assert unit.fulls == 1 and request.error is None

@@ -6,6 +6,7 @@ import pytest
 
 from isblk.block.request import Op, Request
 from isblk.block.series import WINDOW, Series, pieces
+from isblk.errors import PathLost
 from support.memorydevice import MemoryDevice, Seen, broken
 
 
@@ -67,3 +68,16 @@ def test_an_error_that_comes_at_once_stops_the_series() -> None:
 def test_many_pieces_that_finish_at_once_do_not_pile_up_on_the_stack() -> None:
     request = start(MemoryDevice(1 << 22), 4000 * 512, 512)
     assert request.finished
+
+
+def test_a_part_that_may_still_be_done_outweighs_every_other_error() -> None:
+    """Else the whole would be repeated, or reported, while a piece of it can land later (block/fence.py)."""
+    for first in (broken(), PathLost("not sent", sent=False)):
+        device = MemoryDevice(16384, hold=True)
+        request = start(device, 10 * 512, 512, Op.WRITE)
+        sent = PathLost("sent")
+        device.complete(0, first)
+        device.complete(0, sent)
+        while device.pending:
+            device.complete(0, PathLost("not sent", sent=False))
+        assert request.error is sent

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trio
 from click.testing import Result
 
+from isblk.block.choose import MANUAL, NoPathRetry, Policy
+from isblk.block.policies import FencePolicy
+from isblk.cli import mount as cli
 from isblk.cli.mount import _mount_options, interruptible
+from isblk.daemon import MountSpec
 from isblk.errors import Interrupted, UsageError
+from isblk.iscsi.names import Portal
+from isblk.link.opening import Access
+from isblk.target.config import PortalConfig
+from support.targets import TargetProcess, target_process
 
 Run = Callable[..., Result]
 
@@ -33,6 +42,104 @@ def test_usage_is_checked_before_anything_is_made(run: Run, tmp_path: Path) -> N
     run("mount", "-p", "127.0.0.1", "iqn.2026-11.test.isblk:x", tmp_path / "disk", "-o", "what", code=2)
     run("mount", "not-a-name", tmp_path / "disk", code=2)
     assert not (tmp_path / "disk").exists()
+
+
+NAME = "iqn.2026-11.test.isblk:x"
+
+
+@dataclass
+class Asked:
+    """What the command would have mounted, and how."""
+
+    spec: MountSpec | None = None
+    access: Access | None = None
+
+    async def mount(self, spec: MountSpec, access: Access, stop: trio.Event, started: Callable[[], None]) -> None:
+        self.spec, self.access = spec, access
+        started()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Stands in for the daemon; with -f the command runs in this process."""
+    found = Asked()
+    monkeypatch.setattr(cli, "serve_mount", found.mount)
+    return found
+
+
+@pytest.fixture(scope="module")
+def portals() -> Iterator[TargetProcess]:
+    """A target with three portals in two portal groups."""
+    with target_process(portals=(PortalConfig(port=0), PortalConfig(port=0, tpgt=2), PortalConfig(port=0))) as running:
+        yield running
+
+
+def test_path_options_reach_the_mount(run: Run, asked: Asked, tmp_path: Path) -> None:
+    waiting = ["--no-path-retry", "7", "--noop-interval", "2", "--noop-timeout", "3", "--login-timeout", "4"]
+    words = ["--policy", "service-time", "--failback", "manual", "--fence", "fast", "--shared", *waiting]
+    run("mount", "-f", "-p", "h", "-p", "h:3261", NAME, tmp_path / "disk", *words)
+    assert asked.spec is not None and asked.access is not None
+    policies, timing = asked.spec.policies, asked.access.timing
+    assert (policies.policy, policies.failback, policies.fence, policies.shared) == (Policy.SERVICE_TIME, MANUAL, FencePolicy.FAST, True)
+    assert policies.no_path == NoPathRetry(7)
+    assert (timing.noop_interval, timing.noop_timeout, timing.login_timeout) == (2, 3, 4)
+
+
+def test_every_portal_given_is_a_path_with_an_isid_that_is_kept(run: Run, asked: Asked, tmp_path: Path) -> None:
+    isids = []
+    for portals in (["h", "h:3261"], ["h:3261", "h"]):
+        run("mount", "-f", *[word for portal in portals for word in ("-p", portal)], NAME, tmp_path / "disk")
+        assert asked.spec is not None
+        assert [str(portal) for portal in asked.spec.target.portals] == [str(Portal.parse(portal)) for portal in portals]
+        isids.append(asked.spec.isids)
+    assert len(set(isids[0])) == 2
+    assert isids[1] == isids[0][::-1], "an ISID belongs to its portal"
+
+
+def test_all_portals_come_behind_those_that_were_given(run: Run, asked: Asked, portals: TargetProcess, tmp_path: Path) -> None:
+    one, two, three = portals.portals
+    for given, expected in (([one], [one, two, three]), ([three], [three, one, two]), ([two, one], [two, one, three])):
+        words = [word for portal in given for word in ("-p", portal)]
+        run("mount", "-f", "--all-portals", *words, portals.name, tmp_path / "disk")
+        assert asked.spec is not None
+        assert [str(portal) for portal in asked.spec.target.portals] == expected
+        assert len(set(asked.spec.isids)) == 3
+    assert portals.ask("sessions") == 0
+
+
+def test_a_portal_given_by_another_name_is_no_second_path(run: Run, asked: Asked, portals: TargetProcess, tmp_path: Path) -> None:
+    given = portals.portal.replace("127.0.0.1", "localhost")
+    run("mount", "-f", "--all-portals", "-p", given, portals.name, tmp_path / "disk")
+    assert asked.spec is not None
+    assert [str(portal) for portal in asked.spec.target.portals] == [given, *portals.portals[1:]]
+
+
+def test_a_portal_given_comes_before_that_of_the_url(run: Run, asked: Asked, portals: TargetProcess, tmp_path: Path) -> None:
+    run("mount", "-f", f"iscsi://10.0.0.5/{portals.name}", "-p", portals.portals[1], tmp_path / "disk")
+    assert asked.spec is not None
+    assert [str(portal) for portal in asked.spec.target.portals] == [portals.portals[1]]
+
+
+def test_a_target_that_its_portal_does_not_report_is_not_found(run: Run, asked: Asked, portals: TargetProcess, tmp_path: Path) -> None:
+    said = run("mount", "-f", "--all-portals", "-p", portals.portal, NAME, tmp_path / "disk", code=3)
+    assert f"{portals.portal} does not report {NAME}; `isblk discover {portals.portal}`" in said.stderr
+    assert asked.spec is None and portals.ask("sessions") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--policy", "roundrobin"], "did you mean round-robin?"),
+        (["--fence", "none"], "no fence policy: there are strict, fast"),
+        (["-p", "h:3260"], "the portal h:3260 is given twice"),
+        (["--no-path-retry", "fail", "--replacement-timeout", "9"], "contradict each other"),
+        (["--noop-interval", "0", "--all-portals"], "contradicts several portals"),
+        (["--noop-timeout", "soon"], "--noop-timeout cannot be 'soon'"),
+    ],
+)
+def test_path_options_that_cannot_be_are_usage(run: Run, asked: Asked, words: list[str], why: str, tmp_path: Path) -> None:
+    assert why in run("mount", "-p", "h", NAME, tmp_path / "disk", *words, code=2).stderr
+    assert asked.spec is None and not (tmp_path / "state").exists()
 
 
 async def test_a_signal_before_the_file_is_there_cancels() -> None:

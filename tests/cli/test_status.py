@@ -16,30 +16,70 @@ from isblk.errors import Unreachable
 
 Run = Callable[..., Result]
 COUNTERS = {"read_requests": 4, "read_bytes": 3584, "write_requests": 5, "write_bytes": 1 << 20, "flush_requests": 2, "errors": 1}
-MOUNT: dict[str, Any] = {
-    "pid": 4242,
-    "where": "/home/me/disk",
-    "target": "iqn.2026-11.test.isblk:disks",
-    "read_only": True,
-    "since": 0.0,
-    "sessions": [
-        {
-            "portal": "10.0.0.5:3260",
-            "portal_group": 1,
-            "isid": "80d3f4b00001",
-            "state": "failed",
-            "error": "10.0.0.5:3260 closed the connection",
-            "negotiated": [{"key": "InitialR2T", "asked": None, "agreed": "No", "decided": "target"}],
-        }
-    ],
-    "devices": [{"lun": 3, "size": 256 << 20, "counters": COUNTERS, "in_flight": 7, "wwid": None}],
-}
+REFUSED = "10.0.0.6:3260 cannot be reached: Connection refused; check the address, the port and that the target runs"
+AGREEMENT = {"key": "InitialR2T", "asked": None, "agreed": "No", "decided": "target"}
+
+
+def session(portal: str, isid: str, **more: Any) -> dict[str, Any]:
+    there = {"portal": portal, "portal_group": 1, "isid": isid, "state": "up", "since": 0.0, "error": None, "logins": 1, "failures": 0}
+    return {**there, "traffic": {"bytes_sent": 2048, "bytes_received": 1 << 20}, "negotiated": [AGREEMENT], **more}
+
+
+def lost(portal: str, isid: str) -> dict[str, Any]:
+    found = session(portal, isid, portal_group=None, state="down", error=REFUSED, logins=0, failures=7)
+    return {key: value for key, value in found.items() if key not in ("traffic", "negotiated")}
+
+
+def path(portal: str, isid: str, **more: Any) -> dict[str, Any]:
+    there = {"portal": portal, "portal_group": 1, "isid": isid, "state": "up", "reason": None, "since": 0.0, "access": "optimized"}
+    counted = {"requests": 9, "bytes": 1 << 20, "in_flight": 7, "errors": 0, "losses": 0, "logins": 1}
+    return {**there, **counted, "preferred": False, "damped": False, "last_error": None, **more}
+
+
+def device(lun: int, paths: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    deeds = {"policy": "failover", "waiting": 0, "failed_over": 0, "fences": 0, "cache_losses": 0, "journal_bytes": 0}
+    return {"lun": lun, "size": 256 << 20, "counters": COUNTERS, "in_flight": 7, "wwid": None, "paths": paths, **deeds, **more}
+
+
+def mount(sessions: list[dict[str, Any]], devices: list[dict[str, Any]]) -> dict[str, Any]:
+    where = {"pid": 4242, "where": "/home/me/disk", "target": "iqn.2026-11.test.isblk:disks", "read_only": True}
+    return {**where, "since": 0.0, "sessions": sessions, "devices": devices}
+
+
+A, B = ("10.0.0.5:3260", "80d3f4b00001"), ("10.0.0.6:3260", "80d3f4b00002")
+SINGLE = mount([session(*A)], [device(3, [path(*A)])])
+DOWN = path(*B, portal_group=None, state="down", reason=REFUSED, requests=0, bytes=0, in_flight=0, logins=0, access="standby")
+DOUBLE = mount(
+    [session(*A), lost(*B)],
+    [device(3, [path(*A, last_error="the target was busy"), DOWN], waiting=2, failed_over=4, fences=1, journal_bytes=3 << 20)],
+)
+SEVERAL = mount(
+    [session(*A), lost(*B)],
+    [device(3, [path(*A), DOWN]), device(4, [path(*A, state="standby", reason="standby", access="standby", damped=True), DOWN])],
+)
 
 
 @pytest.fixture
-def one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "daemons", lambda _run: [control.Daemon(control.socket_path(_run, 4242), 4242)])
-    monkeypatch.setattr(control, "ask", lambda _path, _request: {**MOUNT, "since": time.time() - 90061})
+def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], None]:
+    """`told(MOUNT)`: a daemon that answers this, as of now."""
+
+    def aged(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: time.time() - 90061.5 if key == "since" else aged(each) for key, each in value.items()}
+        return [aged(each) for each in value] if isinstance(value, list) else value
+
+    def tell(answer: dict[str, Any]) -> None:
+        monkeypatch.setattr(control, "daemons", lambda run: [control.Daemon(control.socket_path(run, 4242), 4242)])
+        monkeypatch.setattr(control, "ask", lambda _path, _request: aged(answer))
+
+    return tell
+
+
+Told = Callable[[dict[str, Any]], None]
+
+
+def lines(run: Run, *options: str) -> list[str]:
+    return [" ".join(line.split()) for line in run("status", *options).stdout.splitlines()]
 
 
 def test_nothing_is_mounted(run: Run) -> None:
@@ -48,35 +88,87 @@ def test_nothing_is_mounted(run: Run) -> None:
     assert json.loads(run("status", "--json").stdout) == {"version": 1, "mounts": []}
 
 
-def test_a_mount_with_its_session_and_devices(run: Run, one: None) -> None:
-    head, session, headings, device = run("status").stdout.splitlines()
-    assert head == "/home/me/disk  iqn.2026-11.test.isblk:disks  read-only  pid 4242  up 1 d 1 h"
-    assert session == "  10.0.0.5:3260  portal group 1  isid 80d3f4b00001  failed: 10.0.0.5:3260 closed the connection"
-    assert headings.split("  ")[1] == "LUN"
-    assert device.split() == ["3", "256", "MiB", "4", "3.50", "KiB", "5", "1.00", "MiB", "2", "1", "7", "-"]
+def test_one_path_is_one_line_and_nothing_else_is_told_of_it(run: Run, told: Told) -> None:
+    told(SINGLE)
+    assert lines(run) == [
+        "/home/me/disk iqn.2026-11.test.isblk:disks read-only pid 4242 up 1 d 1 h",
+        "LUN SIZE READS READ WRITES WRITTEN FLUSHES ERRORS IN FLIGHT WWID",
+        "3 256 MiB 4 3.50 KiB 5 1.00 MiB 2 1 7 -",
+        "PATH GROUP ISID STATE FOR ACCESS REQUESTS CARRIED IN FLIGHT",
+        "10.0.0.5:3260 1 80d3f4b00001 up 1 d 1 h optimized 9 1.00 MiB 7",
+    ]
 
 
-def test_what_was_negotiated(run: Run, one: None) -> None:
-    lines = run("status", "--negotiated").stdout.splitlines()
-    assert lines[4].split() == ["KEY", "ASKED", "AGREED", "DECIDED", "BY"]
-    assert lines[5].split() == ["InitialR2T", "-", "No", "target"]
+def test_two_paths_with_the_reason_of_the_one_that_is_down(run: Run, told: Told) -> None:
+    told(DOUBLE)
+    assert lines(run)[3:] == [
+        "PATH GROUP ISID STATE FOR ACCESS REQUESTS CARRIED IN FLIGHT",
+        "10.0.0.5:3260 1 80d3f4b00001 up 1 d 1 h optimized 9 1.00 MiB 7",
+        "10.0.0.6:3260 - 80d3f4b00002 down 1 d 1 h - 0 0 B 0",
+        "10.0.0.5:3260 last error: the target was busy",
+        REFUSED,
+        "failover, 1 of 2 paths up, waiting 2, repeated 4, fences 1, kept until the next flush 3.00 MiB",
+    ]
 
 
-def test_json_is_what_the_daemons_said(run: Run, one: None) -> None:
-    (told,) = json.loads(run("status", "--json").stdout)["mounts"]
-    assert told["devices"] == MOUNT["devices"] and told["sessions"] == MOUNT["sessions"]
+def test_paths_of_several_devices_do_not_repeat_what_is_the_same(run: Run, told: Told) -> None:
+    told(SEVERAL)
+    said = lines(run)
+    assert said[4:11] == [
+        "PATH GROUP ISID SESSION FOR LOGINS SENT RECEIVED",
+        "10.0.0.5:3260 1 80d3f4b00001 up 1 d 1 h 1 2.00 KiB 1.00 MiB",
+        "10.0.0.6:3260 - 80d3f4b00002 down 1 d 1 h 0 0 B 0 B",
+        "LUN PATH STATE FOR ACCESS REQUESTS CARRIED IN FLIGHT",
+        "3 10.0.0.5:3260 up 1 d 1 h optimized 9 1.00 MiB 7",
+        "10.0.0.6:3260 down 1 d 1 h - 0 0 B 0",
+        "4 10.0.0.5:3260 standby 1 d 1 h standby 9 1.00 MiB 7",
+    ]
+    assert said.count(REFUSED) == 1
+    assert said[-3:] == [
+        "LUN 3 failover, 1 of 2 paths up",
+        "10.0.0.5:3260 comes and goes too often: it is used when there is no other",
+        "LUN 4 failover, 0 of 2 paths up",
+    ]
 
 
-def test_a_daemon_that_does_not_answer_hides_no_other(run: Run, one: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answer", [SINGLE, DOUBLE, SEVERAL])
+def test_its_tables_fit_a_terminal(run: Run, told: Told, answer: dict[str, Any]) -> None:
+    long = "192.168.100.100:32600"
+    text = json.dumps(answer).replace("10.0.0.5:3260", long).replace('"optimized"', '"non-optimized"').replace('"up"', '"fencing"')
+    told(json.loads(text))
+    said = run("status").stdout.splitlines()
+    assert any(long in line and "non-optimized" in line for line in said)
+    assert max(len(line) for line in said if "failover," not in line and "cannot be reached" not in line) <= 120
+
+
+def test_what_was_negotiated(run: Run, told: Told) -> None:
+    told(DOUBLE)
+    said = lines(run, "--negotiated")
+    at = said.index("KEY ASKED AGREED DECIDED BY")
+    assert said[at - 1 : at + 2] == ["10.0.0.5:3260", "KEY ASKED AGREED DECIDED BY", "InitialR2T - No target"]
+    assert said[at + 2] == "10.0.0.6:3260 no session"
+
+
+def test_json_is_what_the_daemons_said(run: Run, told: Told) -> None:
+    told(DOUBLE)
+    answer = json.loads(run("status", "--json").stdout)
+    (found,) = answer["mounts"]
+    assert answer["version"] == 1
+    assert [each["state"] for each in found["devices"][0]["paths"]] == ["up", "down"]
+    assert found["sessions"][0]["negotiated"] == [AGREEMENT]
+
+
+def test_a_daemon_that_does_not_answer_hides_no_other(run: Run, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(_path: object, _request: object) -> dict[str, Any]:
         raise Unreachable("the daemon 4242 does not answer")
 
+    told(SINGLE)
     monkeypatch.setattr(control, "ask", unreachable)
     result = run("status", "--json")
     assert json.loads(result.stdout)["mounts"] == []
     assert result.stderr == "isblk: the daemon 4242 does not answer\n"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5, "up 0:00:05"), (3725, "up 1:02:05"), (-9, "up 0:00:00"), (200000, "up 2 d 7 h")])
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:00:05"), (3725, "1:02:05"), (-9, "0:00:00"), (200000, "2 d 7 h")])
 def test_age(seconds: int, text: str) -> None:
     assert cli._age(time.time() - seconds - 0.3) == text

@@ -116,9 +116,9 @@ async def test_chap_both_ways_with_each_algorithm(lio: Lio, algorithms: tuple[Al
     theirs = Credentials(lio.mutual_user, lio.mutual_secret.encode())
     only = {"algorithms": algorithms, "md5_retry": False, "credentials": ours}
     async with session(lio, which="chap", **only) as connection:
-        assert (await open_disk(connection, 1)).gate.geometry.size == SIZES[1][0]
+        assert (await open_disk(connection, 1, "the target")).gate.geometry.size == SIZES[1][0]
     async with session(lio, which="mutual", target_credentials=theirs, **only) as connection:
-        assert (await open_disk(connection, 0)).gate.geometry.size == SIZES[0][0]
+        assert (await open_disk(connection, 0, "the target")).gate.geometry.size == SIZES[0][0]
     wrong = Credentials(lio.mutual_user, WRONG.encode())
     with pytest.raises(LoginRefused, match="could not prove who it is"):
         async with session(lio, which="mutual", target_credentials=wrong, **only):
@@ -183,7 +183,7 @@ def test_digests_are_negotiated_used_and_shown(commands: Commands, tmp_path: Pat
 async def test_the_same_isid_takes_the_session_over_and_another_does_not(lio: Lio) -> None:
     """Reinstatement (RFC 7143 6.3.5): what keeps a late write of a dead session from landing."""
     async with session(lio) as first, session(lio, 2) as bystander:
-        mine = await open_disk(first, 0)
+        mine = await open_disk(first, 0, "the target")
         await write(mine.gate, 0, b"first")
         async with session(lio) as second:
             with trio.fail_after(AT_ONCE_SECONDS):
@@ -191,15 +191,15 @@ async def test_the_same_isid_takes_the_session_over_and_another_does_not(lio: Li
             assert isinstance(first.error, PathLost)
             with pytest.raises(PathLost):
                 await read(mine.gate, 0, 5)
-            assert await read((await open_disk(second, 0)).gate, 0, 5) == b"first"
-            assert await read((await open_disk(bystander, 0)).gate, 0, 5) == b"first"
+            assert await read((await open_disk(second, 0, "the target")).gate, 0, 5) == b"first"
+            assert await read((await open_disk(bystander, 0, "the target")).gate, 0, 5) == b"first"
 
 
 async def test_the_same_isid_at_another_portal_group_is_another_session(lio: Lio) -> None:
     """An ISID names a session within one portal group (RFC 7143 4.4.3.1): two paths with one ISID live side by side."""
     async with session(lio) as first, session(lio, portal=1) as second:
         assert (first.session.login.tpgt, second.session.login.tpgt) == (1, 2)
-        one, two = await open_disk(first, 0), await open_disk(second, 0)
+        one, two = await open_disk(first, 0, "the target"), await open_disk(second, 0, "the target")
         await write(one.gate, 0, b"through one")
         assert await read(two.gate, 0, 11) == b"through one"
         assert one.description.wwid == two.description.wwid
@@ -271,7 +271,7 @@ def test_perf_measures_reads(commands: Commands) -> None:
 @pytest.mark.parametrize("lun", [0, 1])
 async def test_units_give_back_what_is_not_needed(lio: Lio, lun: int) -> None:
     async with session(lio) as connection:
-        disk = await open_disk(connection, lun)
+        disk = await open_disk(connection, lun, "the target")
         assert disk.gate.geometry.can_trim and disk.description.provisioning.unmap
         await write(disk.gate, 0, b"x" * (8 * MIB))
         sent = connection.traffic.bytes_sent
@@ -287,7 +287,7 @@ async def test_units_give_back_what_is_not_needed(lio: Lio, lun: int) -> None:
 @pytest.mark.parametrize("lun", [0, 1])
 async def test_zeroing_any_range_leaves_its_neighbours(lio: Lio, lun: int) -> None:
     async with session(lio) as connection:
-        disk = await open_disk(connection, lun)
+        disk = await open_disk(connection, lun, "the target")
         await write(disk.gate, 0, b"x" * (4 * MIB))
         sent = connection.traffic.bytes_sent
         await zero(disk.gate, 1000, 3 * MIB, fua=True)
@@ -298,16 +298,16 @@ async def test_zeroing_any_range_leaves_its_neighbours(lio: Lio, lun: int) -> No
 async def test_what_the_unit_does_not_tell_counts_as_mapped(lio: Lio) -> None:
     """LIO has no GET LBA STATUS."""
     async with session(lio) as connection:
-        disk = await open_disk(connection, 0)
+        disk = await open_disk(connection, 0, "the target")
         await trim(disk.gate, 0, MIB)
-        (extent,) = await disk.unit.lba_status(0, 4 * MIB)
+        (extent,) = await disk.device.lba_status(0, 4 * MIB)
         assert (extent.offset, extent.length, extent.provisioning) == (0, 4 * MIB, Provisioning.MAPPED)
 
 
 async def test_a_flush_is_a_synchronize_cache_and_the_end_a_logout(lio: Lio) -> None:
     said: list[str] = []
     async with session(lio, trace=lambda direction, text: said.append(f"{direction} {text}")) as connection:
-        disk = await open_disk(connection, 0)
+        disk = await open_disk(connection, 0, "the target")
         await write(disk.gate, 0, LETTERS)
         assert disk.gate.unflushed == 1
         del said[:]
@@ -323,7 +323,7 @@ async def test_a_flush_is_a_synchronize_cache_and_the_end_a_logout(lio: Lio) -> 
 
 async def test_more_requests_than_the_command_window_holds(lio: Lio) -> None:
     async with session(lio) as connection:
-        disk = await open_disk(connection, 1)
+        disk = await open_disk(connection, 1, "the target")
         assert connection.session.wire.window.room < 300
         async with trio.open_nursery() as nursery:
             for number in range(300):
@@ -334,9 +334,9 @@ async def test_more_requests_than_the_command_window_holds(lio: Lio) -> None:
 
 async def test_a_reset_unit_goes_on_after_its_attention(lio: Lio) -> None:
     async with session(lio) as connection, session(lio, 2) as other:
-        disk, neighbour = await open_disk(connection, 0), await open_disk(other, 0)
+        disk, neighbour = await open_disk(connection, 0, "the target"), await open_disk(other, 0, "the target")
         await write(disk.gate, 0, b"kept")
-        assert await connection.manage(pdu.TaskManagement.LOGICAL_UNIT_RESET, lun=disk.unit.lun) == 0
+        assert await connection.manage(pdu.TaskManagement.LOGICAL_UNIT_RESET, lun=disk.device.lun) == 0
         assert await read(disk.gate, 0, 4) == b"kept"
         assert await read(neighbour.gate, 0, 4) == b"kept"
         await connection.ping()

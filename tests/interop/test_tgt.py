@@ -244,7 +244,7 @@ async def test_without_the_retry_the_algorithm_that_tgtd_misnumbers_fails(peer: 
         async with session(peer, credentials=ours, md5_retry=False):
             raise AssertionError("tgtd computes SHA1 where the registry has SHA-256")
     async with session(peer, credentials=ours) as connection:
-        assert (await open_disk(connection, 1)).gate.geometry.size == 64 * MIB
+        assert (await open_disk(connection, 1, "the target")).gate.geometry.size == 64 * MIB
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ async def test_writes_of_any_length_in_every_way_data_may_be_sent(tgt: Tgtd, ini
     async with session(peer) as connection:
         terms = connection.negotiated
         assert (terms.immediate_data, terms.initial_r2t) == (immediate_data == "Yes", initial_r2t == "Yes")
-        disk = await open_disk(connection, 1)
+        disk = await open_disk(connection, 1, "the target")
         async with trio.open_nursery() as nursery:
             at = 0
             expected = bytearray(2 * MIB)
@@ -301,7 +301,7 @@ async def test_the_same_isid_takes_the_session_over_and_another_does_not(peer: P
     """Reinstatement (RFC 7143 6.3.5): what keeps a late write of a dead session from landing."""
     peer.disk()
     async with session(peer) as first, session(peer, 2) as bystander:
-        mine = await open_disk(first, 1)
+        mine = await open_disk(first, 1, "the target")
         await write(mine.gate, 0, b"first")
         assert tgt.sessions(peer.number) == 2
         async with session(peer) as second:
@@ -311,8 +311,8 @@ async def test_the_same_isid_takes_the_session_over_and_another_does_not(peer: P
             assert tgt.sessions(peer.number) == 2
             with pytest.raises(PathLost):
                 await read(mine.gate, 0, 5)
-            assert await read((await open_disk(second, 1)).gate, 0, 5) == b"first"
-            assert await read((await open_disk(bystander, 1)).gate, 0, 5) == b"first"
+            assert await read((await open_disk(second, 1, "the target")).gate, 0, 5) == b"first"
+            assert await read((await open_disk(bystander, 1, "the target")).gate, 0, 5) == b"first"
     peer.sessions_end()
 
 
@@ -323,7 +323,7 @@ async def test_a_late_write_of_a_session_taken_over_never_lands(peer: Peer, tgt:
     outcome: list[str] = []
 
     async def late(connection: Connection) -> None:
-        disk = await open_disk(connection, 1)
+        disk = await open_disk(connection, 1, "the target")
         relay.hold()
         try:
             await write(disk.gate, 0, b"old" + bytes(509))
@@ -335,7 +335,7 @@ async def test_a_late_write_of_a_session_taken_over_never_lands(peer: Peer, tgt:
         nursery.start_soon(late, first)
         await relay.held.wait()
         async with session(peer, slot) as second:
-            disk = await open_disk(second, 1)
+            disk = await open_disk(second, 1, "the target")
             await write(disk.gate, 0, b"new" + bytes(509))
             await flush(disk.gate)
             with trio.fail_after(AT_ONCE_SECONDS):
@@ -352,7 +352,7 @@ async def test_more_requests_than_the_command_window_holds(tgt: Tgtd) -> None:
     peer = Peer(tgt, MaxQueueCmd=4)
     image = peer.disk()
     async with session(peer) as connection:
-        disk = await open_disk(connection, 1)
+        disk = await open_disk(connection, 1, "the target")
         assert connection.session.wire.window.room < 10
         async with trio.open_nursery() as nursery:
             for number in range(300):
@@ -366,9 +366,9 @@ async def test_more_requests_than_the_command_window_holds(tgt: Tgtd) -> None:
 async def test_a_reset_unit_goes_on_after_its_attention(peer: Peer) -> None:
     peer.disk()
     async with session(peer) as connection, session(peer, 2) as other:
-        disk, neighbour = await open_disk(connection, 1), await open_disk(other, 1)
+        disk, neighbour = await open_disk(connection, 1, "the target"), await open_disk(other, 1, "the target")
         await write(disk.gate, 0, b"kept")
-        assert await connection.manage(pdu.TaskManagement.LOGICAL_UNIT_RESET, lun=disk.unit.lun) == 0
+        assert await connection.manage(pdu.TaskManagement.LOGICAL_UNIT_RESET, lun=disk.device.lun) == 0
         assert await read(disk.gate, 0, 4) == b"kept"
         assert await read(neighbour.gate, 0, 4) == b"kept"
         await connection.ping()
@@ -381,7 +381,7 @@ async def test_a_unit_that_is_not_ready_yet_is_waited_for(peer: Peer, tgt: Tgtd)
 
     async def probe() -> None:
         async with session(peer) as connection:
-            sizes.append((await open_disk(connection, 1)).gate.geometry.size)
+            sizes.append((await open_disk(connection, 1, "the target")).gate.geometry.size)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(probe)
@@ -529,18 +529,18 @@ def test_fsync_and_umount_make_the_target_synchronize_its_cache(commands: Comman
 async def test_thin_units_give_back_what_is_not_needed(peer: Peer) -> None:
     image = peer.disk(thin_provisioning=1)
     async with session(peer) as connection:
-        disk = await open_disk(connection, 1)
+        disk = await open_disk(connection, 1, "the target")
         assert disk.gate.geometry.can_trim
         await write(disk.gate, 0, b"x" * (8 * MIB))
         await flush(disk.gate)
         held = image.stat().st_blocks
         assert held >= 8 * MIB // 512
-        extents = await disk.unit.lba_status(0, 16 * MIB)
+        extents = await disk.device.lba_status(0, 16 * MIB)
         assert (extents[0].offset, extents[0].length, extents[0].provisioning) == (0, 8 * MIB, Provisioning.MAPPED)
         assert extents[1].provisioning is not Provisioning.MAPPED
         await trim(disk.gate, 2 * MIB, 4 * MIB)
         assert held - image.stat().st_blocks == 4 * MIB // 512
-        assert [each.length for each in await disk.unit.lba_status(0, 16 * MIB)] == [2 * MIB, 4 * MIB, 2 * MIB, 8 * MIB]
+        assert [each.length for each in await disk.device.lba_status(0, 16 * MIB)] == [2 * MIB, 4 * MIB, 2 * MIB, 8 * MIB]
         await zero(disk.gate, 1000, 3 * MIB)
         await flush(disk.gate)
         assert await read(disk.gate, 0, 3 * MIB + 1000) == b"x" * 1000 + bytes(3 * MIB)
@@ -552,14 +552,14 @@ async def test_thin_units_give_back_what_is_not_needed(peer: Peer) -> None:
 async def test_a_thick_unit_is_zeroed_and_refuses_to_discard(peer: Peer) -> None:
     peer.disk()
     async with session(peer) as connection:
-        disk = await open_disk(connection, 1)
+        disk = await open_disk(connection, 1, "the target")
         await write(disk.gate, 0, LETTERS)
         sent = connection.traffic.bytes_sent
         await zero(disk.gate, 512, 700_000)
         assert connection.traffic.bytes_sent - sent < 8192, "zeroes are told with WRITE SAME, not sent"
         assert await read(disk.gate, 0, len(LETTERS)) == LETTERS[:512] + bytes(700_000) + LETTERS[700_512:]
         assert not disk.gate.geometry.can_trim
-        assert [each.provisioning for each in await disk.unit.lba_status(0, MIB)] == [Provisioning.MAPPED]
+        assert [each.provisioning for each in await disk.device.lba_status(0, MIB)] == [Provisioning.MAPPED]
     peer.sessions_end()
 
 
@@ -570,7 +570,7 @@ def test_a_killed_target_fails_everything_at_once_and_umount_tells_what_was_lost
     commands: Commands, peer: Peer, tgt: Tgtd, processes: Processes, tmp_path: Path
 ) -> None:
     image = peer.disk()
-    place = commands.mount(tmp_path / "disk")
+    place = commands.mount(tmp_path / "disk", "--no-path-retry", "fail")
     job = ["--name=busy", f"--filename={place}", "--size=32m", "--rw=randwrite", "--bs=64k", "--direct=1", "--ioengine=libaio"]
     writer = processes.start(["fio", *job, "--iodepth=16", "--time_based", "--runtime=50", "--allow_file_create=0"], cwd=tmp_path)
     until(lambda: image.stat().st_blocks > 8 * MIB // 512, "the writes to be under way")
@@ -601,7 +601,7 @@ def test_a_loop_mount_on_a_killed_target_can_be_unmounted(
     root: None, commands: Commands, peer: Peer, tgt: Tgtd, mounts: Mounts, tmp_path: Path
 ) -> None:
     peer.disk()
-    place = commands.mount(tmp_path / "disk")
+    place = commands.mount(tmp_path / "disk", "--no-path-retry", "fail")
     check("mkfs.ext4", "-q", place)
     mounts.loop_mount(place, tmp_path / "mnt")
     (tmp_path / "mnt" / "file").write_bytes(LETTERS)
@@ -616,7 +616,7 @@ def test_a_loop_mount_on_a_killed_target_can_be_unmounted(
 
 def test_nothing_is_lost_with_a_target_that_had_synchronized(commands: Commands, peer: Peer, tgt: Tgtd, tmp_path: Path) -> None:
     image = peer.disk()
-    place = commands.mount(tmp_path / "disk")
+    place = commands.mount(tmp_path / "disk", "--no-path-retry", "fail")
     put(place, 0, LETTERS, sync=True)
     with place.open("rb", buffering=0) as file:
         tgt.stop()

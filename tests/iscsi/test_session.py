@@ -851,18 +851,51 @@ def test_large_data_to_a_discovery_session_is_refused() -> None:
 def test_a_failure_ends_everything_once_and_is_final() -> None:
     script = Script(window=1)
     sent, waiting = script.read(8), script.write(b"abcd")
+    assert len(script.said()) == 1
     script.session.ping(script.answers.append)
     error = PathLost("the cable is cut")
     script.session.fail(error)
     script.session.fail(PathLost("again"))
     assert script.finished == [sent, waiting]
-    assert sent.error is waiting.error is script.answers[0].error is error
+    assert sent.error is script.answers[0].error is error and error.sent
     assert script.session.error is error and script.said() == []
     late = script.command()
     script.session.ping(script.answers.append)
-    assert late.error is error and script.answers[1].error is error
+    assert script.answers[1].error is error
+    for unsent in (waiting, late):
+        assert isinstance(unsent.error, PathLost) and not unsent.error.sent and "the cable is cut" in str(unsent.error)
     with pytest.raises(ProtocolError, match="that is ended"):
         script.hear(script.response(sent.itt))
+
+
+@pytest.mark.parametrize("digests", [False, True])
+def test_which_tasks_were_never_given_to_the_network(digests: bool) -> None:
+    """By what the owner has not begun to send, and what is still queued here."""
+    script = Script(header_digest=digests, data_digest=digests, initial_r2t=False, immediate_data=True, first_burst_length=8192)
+    tasks = [script.write(bytes([1]) * 4096), script.read(8), script.write(bytes([1]) * 512), script.command()]
+    handed = script.session.outgoing()
+    queued = script.write(bytes(4))
+    ours = {
+        int.from_bytes(bytes(buffer[16:20]), "big"): at for at, buffer in enumerate(handed) if len(buffer) >= 48 and buffer[0] & 0x3F == 1
+    }
+    begun = ours[tasks[2].itt]
+    # The owner was cut off within the header of the third.
+    script.session.fail(PathLost("cut"), [memoryview(handed[begun])[5:], *handed[begun + 1 :]])
+    assert [isinstance(task.error, PathLost) and task.error.sent for task in [*tasks, queued]] == [True, True, True, False, False]
+
+
+def test_a_draining_session_finishes_what_it_has_and_takes_no_more() -> None:
+    script = Script()
+    task = script.command()
+    script.said()
+    script.session.drain()
+    late = script.command()
+    assert isinstance(late.error, PathLost) and not late.error.sent and task.error is None
+    assert script.session.open_tasks == 1
+    script.hear(script.response(task.itt))
+    assert script.finished[-1] is task and task.error is None
+    script.session.logout(script.answers.append)
+    assert [sent.opcode for sent in script.said()] == [0x06]
 
 
 def test_any_failure_reaches_tasks_as_a_lost_path() -> None:

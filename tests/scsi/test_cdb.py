@@ -32,6 +32,7 @@ VECTORS = [
     (cdb.write_same_16(0, 1, no_data=True), "93 01 00 00 00 00 00 00 00 00 00 00 00 01 00 00"),
     (cdb.get_lba_status(0x0102, 0x18), "9e 12 00 00 00 00 00 00 01 02 00 00 00 18 00 00"),
     (cdb.report_target_port_groups(0x400), "a3 0a 00 00 00 00 00 00 04 00 00 00"),
+    (cdb.persistent_reserve_in_read_keys(0x0102), "5e 00 00 00 00 00 00 01 02 00"),
 ]
 
 

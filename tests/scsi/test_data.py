@@ -16,12 +16,14 @@ from isblk.scsi.data import (
     LbaStatus,
     Mode,
     Provisioning,
+    ReservationKeys,
     TargetPortGroup,
     parse_capacity_10,
     parse_capacity_16,
     parse_lba_status,
     parse_mode_6,
     parse_mode_10,
+    parse_reservation_keys,
     parse_target_port_groups,
 )
 
@@ -144,7 +146,7 @@ GROUPS = bytes.fromhex("80 8f 0001 00 02 00 02 0000 0001 0000 0002") + bytes.fro
 
 def test_target_port_groups_are_read_with_their_ports() -> None:
     expected = (
-        TargetPortGroup(1, AccessState.ACTIVE_OPTIMIZED, True, 0x8F, 2, (1, 2)),
+        TargetPortGroup(1, AccessState.OPTIMIZED, True, 0x8F, 2, (1, 2)),
         TargetPortGroup(2, AccessState.STANDBY, False, 0x8F, 0, (3,)),
     )
     assert parse_target_port_groups(len(GROUPS).to_bytes(4, "big") + GROUPS) == expected
@@ -168,8 +170,42 @@ def test_a_cut_port_group_is_left_out(length: int) -> None:
         assert len(parse_target_port_groups(data)) == (1 if length >= 20 else 0)
 
 
+KEYS = bytes.fromhex("00000007 00000010 0102030405060708 00000000000000ff")
+
+
+def test_reservation_keys_come_with_their_generation() -> None:
+    assert parse_reservation_keys(KEYS) == ReservationKeys(7, (0x0102030405060708, 0xFF), clipped=False)
+    assert parse_reservation_keys(KEYS[:4] + bytes(4)) == (7, (), False)
+
+
+@pytest.mark.parametrize("length", range(len(KEYS)))
+def test_cut_reservation_keys_say_that_they_are_cut(length: int) -> None:
+    if length < 8:
+        with pytest.raises(ProtocolError):
+            parse_reservation_keys(KEYS[:length])
+    else:
+        found = parse_reservation_keys(KEYS[:length])
+        assert (len(found.keys), found.clipped) == ((length - 8) // 8, True)
+
+
+def test_the_length_of_the_reservation_keys_ends_them() -> None:
+    one = KEYS[:4] + bytes.fromhex("00000008") + KEYS[8:]
+    assert parse_reservation_keys(one) == (7, (0x0102030405060708,), False)
+    assert parse_reservation_keys(KEYS[:4] + bytes.fromhex("00000fa0") + KEYS[8:]).clipped
+    assert parse_reservation_keys(KEYS[:4] + bytes.fromhex("0000000f") + KEYS[8:]) == (7, (0x0102030405060708,), False)
+
+
 @pytest.mark.parametrize(
-    "parse", [parse_capacity_10, parse_capacity_16, parse_mode_6, parse_mode_10, parse_lba_status, parse_target_port_groups]
+    "parse",
+    [
+        parse_capacity_10,
+        parse_capacity_16,
+        parse_mode_6,
+        parse_mode_10,
+        parse_lba_status,
+        parse_target_port_groups,
+        parse_reservation_keys,
+    ],
 )
 @given(data=st.binary(max_size=96))
 def test_random_bytes_raise_only_protocol_errors(parse: Callable[[bytes | memoryview], object], data: bytes) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
 import sys
 from pathlib import Path
 
@@ -16,14 +18,28 @@ from support.targets import rebuild
 
 
 def answer(server: Server, question: str) -> object:
-    """Do what a line asks; what to print for it."""
-    if question == "crash":
+    """Do what a line asks (support/targets.py has the list); what to print for it."""
+    verb, *numbers = question.split()
+    if verb == "crash":
         server.crash_cache()
-    elif question == "drop":
+    elif verb == "drop":
         server.drop_all()
-    elif question != "sessions":
+    elif verb == "resize":
+        server.node.units.units[int(numbers[0])].resize(int(numbers[1]))
+    elif verb == "close":
+        close(server, int(numbers[0]))
+    elif verb != "sessions":
         raise AssertionError(f"no such question: {question}")
     return server.sessions
+
+
+def close(server: Server, portal: int) -> None:
+    """Take a portal away for good: nobody listens there, and what was connected there is cut."""
+    logging.getLogger("isblk.target.server").disabled = True  # It would say four times a second that it cannot accept.
+    server._listeners[portal].shutdown(socket.SHUT_RD)
+    for connection in list(server.connections):
+        if connection._login._portal is server.config.portals[portal]:
+            connection.drop("its portal is closed")
 
 
 async def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isblk.iscsi.chap import Credentials
-from isblk.target.config import Addressing, LunConfig, Offer, PortalConfig, Redirect, TargetConfig
+from isblk.target.config import Addressing, LunConfig, Offer, PortalConfig, Redirect, Reinstatement, TargetConfig
 from isblk.target.server import Server, running
 from isblk.target.unit import Unit
 
@@ -94,8 +94,14 @@ class TargetProcess:
         """The iscsi:// URL of a LUN; `user` may be NAME or NAME%SECRET as libiscsi has it."""
         return f"iscsi://{user + '@' if user else ''}{self.portal}/{self.name}/{lun}"
 
+    def kill(self) -> None:
+        """kill -9: what was in its write cache is gone, and nobody listens any more."""
+        self.process.kill()
+        self.process.wait()
+
     def ask(self, question: str) -> Any:
-        """One of 'sessions' (how many there are), 'crash' (lose power, go on), 'drop' (cut every connection)."""
+        """'sessions' (how many there are), 'crash' (lose power, go on), 'drop' (cut every connection), 'resize LUN BYTES', or 'close N'
+        (the N-th portal is gone with what was connected there); the answer is always how many sessions there are."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(question + "\n")
         self.process.stdin.flush()
@@ -143,6 +149,8 @@ def _describe(config: TargetConfig) -> dict[str, Any]:
         "discovery_auth": config.discovery_auth,
         "addressing": config.addressing.value,
         "offer": vars(config.offer),
+        "reinstatement": config.reinstatement.value,
+        "lun_reset": config.lun_reset,
     }
 
 
@@ -170,4 +178,6 @@ def rebuild(described: Mapping[str, Any]) -> TargetConfig:
         discovery_auth=described["discovery_auth"],
         addressing=Addressing(described["addressing"]),
         offer=Offer(**tuples(described["offer"])),
+        reinstatement=Reinstatement(described["reinstatement"]),
+        lun_reset=described["lun_reset"],
     )

@@ -75,6 +75,12 @@ class Tgtd:
         self.admin("--mode", "target", "--op", "bind", "--tid", number, "--initiator-address", "ALL")
         return self._targets
 
+    def add_portal(self, port: int | None = None) -> str:
+        """Listen at one more port of 127.0.0.1; 'host:port'. Every target is reached through every portal."""
+        portal = f"127.0.0.1:{port or free_port()}"
+        self.admin("--mode", "portal", "--op", "new", "--param", f"portal={portal}")
+        return portal
+
     def update(self, target: int, key: str, value: str | int) -> None:
         """Set a parameter of a target, by its RFC 7143 name."""
         self.admin("--mode", "target", "--op", "update", "--tid", str(target), "--name", key, "--value", str(value))

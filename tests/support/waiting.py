@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import trio
+
 T = TypeVar("T")
 
 
@@ -35,3 +37,9 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Return once the answer is true, while trio's other tasks go on; the caller's deadline bounds it."""
+    while not condition():  # noqa: ASYNC110 - what is waited for gives no signal
+        await trio.sleep(0.002)

@@ -30,7 +30,7 @@ def test_status_tells_of_a_mount_what_there_is(commands: Commands, tmp_path: Pat
     (mount,) = commands.status()
     assert (mount["where"], mount["target"], mount["kind"], mount["read_only"]) == (str(place), commands.target.name, "mount", False)
     (session,), (device,) = mount["sessions"], mount["devices"]
-    assert session["portal"] == commands.target.portal and session["state"] == "logged in" and session["error"] is None
+    assert session["portal"] == commands.target.portal and session["state"] == "up" and session["error"] is None
     agreed = {line["key"]: line["agreed"] for line in session["negotiated"]}
     assert agreed["HeaderDigest"] == agreed["DataDigest"] == "CRC32C" and agreed["ErrorRecoveryLevel"] == "0"
     assert device["counters"]["write_bytes"] == 8192 and device["counters"]["flush_requests"] == 1

@@ -41,7 +41,7 @@ def test_every_command_of_the_readme_runs_and_prints_what_it_says(
     root: None, fuse: None, processes: Processes, mounts: Mounts, tmp_path: Path
 ) -> None:
     text = (ROOT / "README.md").read_text()
-    for port in ("3260", "3261"):
+    for port in ("3260", "3261", "3262", "3263"):
         text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}")
     script, said = ["set -e"], []
     lines = "".join(blocks(text)).splitlines()

@@ -92,21 +92,41 @@ def test_fsync_makes_durable_what_a_crash_of_the_target_would_lose(commands: Com
 def test_data_that_could_not_be_written_back_is_told_by_umount(commands: Commands, tmp_path: Path) -> None:
     place = commands.mount(tmp_path / "disk")
     put(place, 0, DATA)
-    commands.target.ask("crash")
+    commands.target.kill()
     sentence = commands.refused("umount", place, code=6)
     assert "written data may be lost" in sentence and "LUN 0" in sentence
     assert commands.refused("umount", place, code=2).startswith(f"nothing is mounted at {place}")
 
 
-def test_a_lost_session_fails_requests_at_once_and_can_be_unmounted(commands: Commands, tmp_path: Path) -> None:
+def test_what_a_crash_of_the_target_took_is_written_again_before_the_end(commands: Commands, image: Path, tmp_path: Path) -> None:
     place = commands.mount(tmp_path / "disk")
-    commands.target.ask("drop")
+    put(place, 0, DATA)
+    commands.target.ask("crash")
+    assert get(image, 0, len(DATA)) == NOT_DURABLE
+    commands.umount(place)
+    commands.target.ask("crash")
+    assert get(image, 0, len(DATA)) == DATA
+
+
+def test_without_retry_a_lost_session_fails_requests_at_once_and_can_be_unmounted(commands: Commands, tmp_path: Path) -> None:
+    place = commands.mount(tmp_path / "disk", "--no-path-retry", "fail")
+    commands.target.kill()
     with pytest.raises(OSError, match="Input/output error"):
         get(place, 0, 512)
-    session = commands.status()[0]["sessions"][0]
-    assert commands.target.portal in session["error"]
+    (mount,) = commands.status()
+    assert commands.target.portal in mount["sessions"][0]["error"]
+    assert mount["devices"][0]["paths"][0]["state"] == "down"
     commands.umount(place)
-    get(commands.mount(place), 0, 512)
+
+
+def test_a_dropped_session_is_logged_in_again_and_nobody_notices(commands: Commands, tmp_path: Path) -> None:
+    place = commands.mount(tmp_path / "disk")
+    put(place, 0, DATA)
+    commands.target.ask("drop")
+    assert get(place, 0, len(DATA)) == DATA
+    (mount,) = commands.status()
+    assert (mount["sessions"][0]["state"], mount["sessions"][0]["logins"]) == ("up", 2)
+    assert commands.target.ask("sessions") == 1
     commands.umount(place)
 
 

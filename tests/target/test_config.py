@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from isblk.iscsi.chap import Credentials
-from isblk.target.config import LunConfig, Offer, PortalConfig, TargetConfig
+from isblk.target.config import LunConfig, Offer, PortalConfig, Reinstatement, TargetConfig
 
 
 def test_a_configuration_does_not_show_its_secrets() -> None:
@@ -27,3 +27,8 @@ def test_the_default_offer_keeps_the_rules_between_its_values() -> None:
     assert offer.first_burst_length <= offer.max_burst_length <= 0xFFFFFF
     assert offer.default_time2retain == 0
     assert LunConfig(0).max_transfer % LunConfig(0).block_size == 0
+
+
+def test_a_target_does_as_the_rfc_says_unless_told_otherwise() -> None:
+    assert TargetConfig().reinstatement is Reinstatement.TERMINATE
+    assert TargetConfig().lun_reset

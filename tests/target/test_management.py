@@ -121,3 +121,22 @@ def test_a_function_that_is_not_immediate_waits_for_its_turn(initiator: RawIniti
     assert later == []
     answers = initiator.command(bytes(6), cmd_sn=skipped)
     assert [answer.opcode for answer in answers] == [pdu.SCSI_RESPONSE, pdu.TASK_MANAGEMENT_RESPONSE]
+
+
+def test_a_unit_reset_takes_a_held_write_away_before_it_is_answered(initiator: RawInitiator) -> None:
+    initiator.node.hold = lambda lun, cdb: cdb[0] == 0x2A
+    other = RawInitiator(initiator.node)
+    other.log_in(isid=b"\x80\0\0\0\0\x09")
+    other.clear_attention()
+    other.command(write10(0, 1), write=512, data=b"x" * 512)
+    assert only(manage(initiator, TaskManagement.LOGICAL_UNIT_RESET)) == COMPLETE
+    assert not other.connection.tasks
+    initiator.node.release()
+    assert initiator.node.units.units[0].store.read(0, 512) == bytes(512)
+
+
+def test_a_unit_reset_may_be_missing() -> None:
+    without = logged_in(configuration((disk(0),), lun_reset=False))
+    assert only(manage(without, TaskManagement.LOGICAL_UNIT_RESET)) == NOT_SUPPORTED
+    assert only(manage(without, TaskManagement.ABORT_TASK_SET)) == COMPLETE
+    without.node.units.close()

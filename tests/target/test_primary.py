@@ -55,7 +55,7 @@ def test_mode_sense_of_both_sizes(unit: Unit) -> None:
 
 
 def test_target_port_groups_show_their_states(unit: Unit) -> None:
-    unit.groups.states[2] = AccessState.STANDBY
+    unit.groups.change(2, AccessState.STANDBY)
     data = bytes(run(unit, "a30a00000000000000ff0000").data)
     assert int.from_bytes(data[:4], "big") == len(data) - 4 == 24
     assert (data[4], data[6:8], data[14:16]) == (0x00, b"\0\1", b"\0\1")
@@ -103,3 +103,19 @@ def test_stopping_the_unit_writes_its_cache_back(unit: Unit) -> None:
     assert STORE.durable(0, 1) != b"z"
     run(unit, "1b0000000000")
     assert STORE.durable(0, 1) == b"z"
+
+
+def test_no_reservation_key_is_registered_unless_a_test_says_so(unit: Unit) -> None:
+    assert bytes(run(unit, "5e000000000000004000").data) == bytes(8)
+    unit.reservation_keys, unit.reservation_generation = (1, 0xFF00000000000000), 3
+    whole = bytes.fromhex("00000003 00000010 0000000000000001 ff00000000000000")
+    assert bytes(run(unit, "5e000000000000004000").data) == whole
+    assert bytes(run(unit, "5e000000000000000c00").data) == whole[:12]
+    assert run(unit, "5e010000000000004000").status == 2
+
+
+def test_the_preferred_group_is_marked() -> None:
+    unit = Unit(LunConfig(0), "iqn.2026-11.org.isblk:primary", STORE, PortGroups({1, 2}))
+    unit.groups.preferred = {2}
+    data = bytes(run(unit, "a30a00000000000000ff0000").data)
+    assert (data[4], data[12 + 4]) == (0x00, 0x80)

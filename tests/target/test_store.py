@@ -192,3 +192,39 @@ def test_a_failing_medium_keeps_the_data_in_the_cache(store: Store, monkeypatch:
     assert store.read(0, 8) == b"precious"
     store.sync()
     assert store.durable(0, 8) == b"precious"
+
+
+def test_a_disk_that_grows_keeps_what_it_has_and_gains_zeros(tmp_path: Path) -> None:
+    for store in (Store.in_memory(8192), Store.at_path(str(tmp_path / "disk"), 8192)):
+        store.write_through(0, b"m" * 512)
+        store.write(4096, b"c" * 4096)
+        store.resize(1 << 20)
+        assert (store.size, store.read(0, 512), store.read(4096, 4096)) == (1 << 20, b"m" * 512, b"c" * 4096)
+        assert store.durable(4096, 4096) == bytes(4096)
+        store.write((1 << 20) - 512, b"e" * 512)
+        store.sync()
+        assert store.durable(4096, 4096) == b"c" * 4096
+        assert store.durable((1 << 20) - 1024, 1024) == bytes(512) + b"e" * 512
+        store.close()
+
+
+def test_what_a_disk_lost_by_shrinking_does_not_come_back() -> None:
+    store = Store.in_memory(16384)
+    store.write(1024, b"c" * 15360)
+    store.resize(2048)
+    assert store.read(0, 2048) == bytes(1024) + b"c" * 1024
+    store.resize(16384)
+    assert store.read(0, 16384) == bytes(1024) + b"c" * 1024 + bytes(14336)
+    store.sync()
+    assert store.durable(2048, 14336) == bytes(14336)
+    store.close()
+
+
+def test_a_disk_that_may_not_be_written_cannot_be_resized(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4096))
+    store = Store.at_path(str(path), read_only=True)
+    with pytest.raises(UsageError, match="cannot make the disk 8192 bytes large"):
+        store.resize(8192)
+    assert store.size == 4096
+    store.close()

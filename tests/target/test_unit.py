@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from isblk.errors import UsageError
 from isblk.target.check import Key, fixed_sense
 from isblk.target.config import AccessState, LunConfig
 from isblk.target.outcome import Nexus, Outcome
@@ -85,11 +86,11 @@ def test_an_injected_failure_ends_the_command_it_names(unit: Unit) -> None:
 
 @pytest.mark.parametrize("state, ascq", [(AccessState.STANDBY, 0x0B), (AccessState.UNAVAILABLE, 0x0C), (AccessState.TRANSITIONING, 0x0A)])
 def test_a_group_that_is_not_active_refuses_the_medium_and_answers_inquiry(unit: Unit, state: AccessState, ascq: int) -> None:
-    unit.groups.states[2] = state
+    unit.groups.change(2, state)
     assert sense(unit.execute(READ, b"", TWO)) == (2, 0x04, ascq)
     assert unit.execute(INQUIRY, b"", TWO).status == 0
     assert unit.execute(READ, b"", ONE).status == 0
-    unit.groups.states[2] = AccessState.NON_OPTIMIZED
+    unit.groups.change(2, AccessState.NON_OPTIMIZED)
     assert unit.execute(READ, b"", TWO).status == 0
 
 
@@ -122,3 +123,57 @@ def test_every_cdb_at_all_ends_in_an_outcome(unit: Unit) -> None:
             outcome = unit.execute(bytes((opcode,)) + bytes([fill]) * 15, bytes(512), ONE)
             assert outcome.status in (0, 2)
             assert len(outcome.sense) == (18 if outcome.status else 0)
+
+
+def test_a_change_of_an_access_state_is_told_to_every_nexus_once(unit: Unit) -> None:
+    for nexus in (ONE, TWO):
+        unit.nexus_started(nexus)
+        unit.take_attention(nexus)
+    unit.groups.change(2, AccessState.STANDBY)
+    unit.groups.change(2, AccessState.STANDBY)
+    assert sense(unit.execute(TEST_UNIT_READY, b"", ONE)) == (6, 0x2A, 0x06)
+    assert unit.execute(TEST_UNIT_READY, b"", ONE).status == 0
+    assert sense(unit.execute(TEST_UNIT_READY, b"", TWO)) == (6, 0x2A, 0x06)
+    assert sense(unit.execute(TEST_UNIT_READY, b"", TWO)) == (2, 0x04, 0x0B)
+
+
+MODE_SENSE = bytes((0x1A, 8, 0x3F, 0, 255, 0))
+READ_KEYS = bytes((0x5E, 0, 0, 0, 0, 0, 0, 0, 64, 0))
+REPORT_GROUPS = bytes((0xA3, 0x0A, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0))
+READ_CAPACITY = bytes((0x9E, 0x10, *bytes(10), 0, 32, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "state, allowed",
+    [
+        (AccessState.NON_OPTIMIZED, {MODE_SENSE, READ_KEYS, REPORT_GROUPS, READ_CAPACITY, TEST_UNIT_READY, READ}),
+        (AccessState.STANDBY, {MODE_SENSE, READ_KEYS, REPORT_GROUPS}),
+        (AccessState.UNAVAILABLE, {REPORT_GROUPS}),
+        (AccessState.TRANSITIONING, {REPORT_GROUPS}),
+    ],
+)
+def test_which_commands_an_access_state_allows(unit: Unit, state: AccessState, allowed: set[bytes]) -> None:
+    unit.groups.change(2, state)
+    every = {MODE_SENSE, READ_KEYS, REPORT_GROUPS, READ_CAPACITY, TEST_UNIT_READY, READ}
+    assert {cdb for cdb in every if unit.execute(cdb, b"", TWO).status == 0} == allowed
+
+
+def test_a_unit_that_grows_and_shrinks_tells_every_nexus(unit: Unit) -> None:
+    unit.nexus_started(ONE)
+    unit.take_attention(ONE)
+    unit.resize(2 << 20)
+    assert sense(unit.execute(READ_CAPACITY, b"", ONE)) == (6, 0x2A, 0x09)
+    assert int.from_bytes(bytes(unit.execute(READ_CAPACITY, b"", ONE).data)[:8], "big") == 4095
+    last = bytes((0x28, 0, 0, 0, 0x0F, 0xFF, 0, 0, 1, 0))
+    assert unit.execute(last, b"", ONE).status == 0
+    unit.resize(1 << 20)
+    unit.take_attention(ONE)
+    assert sense(unit.execute(last, b"", ONE)) == (5, 0x21, 0)
+    assert bytes(unit.execute(bytes((0x1A, 0, 0x3F, 0, 255, 0)), b"", ONE).data)[4:8] == (2048).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("size", [0, 511, 1 << 47])
+def test_a_size_that_cannot_be_changes_nothing(unit: Unit, size: int) -> None:
+    with pytest.raises(UsageError):
+        unit.resize(size)
+    assert unit.blocks == 2048

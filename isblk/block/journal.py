@@ -1,0 +1,80 @@
+"""Changes that were acknowledged and are not yet known to be durable, kept so that they can be done again after a target lost its cache.
+
+As an NFS client keeps its uncommitted pages. Bounded: `full` tells the device to flush first. Order is that of acknowledgement.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from isblk.block.request import Op, Request
+
+DEFAULT_LIMIT = 64 << 20
+"""Bytes of data kept."""
+OVERHEAD = 256
+"""Bytes counted for each entry beside its data: many small writes are bounded too."""
+
+
+class Entry(NamedTuple):
+    """One acknowledged change; `data` None for TRIM and ZERO."""
+
+    op: Op
+    offset: int
+    length: int
+    data: bytes | None
+
+    def request(self) -> Request:
+        """The same change as a new request."""
+        return Request(self.op, self.offset, self.length, None if self.data is None else memoryview(self.data))
+
+
+class Journal:
+    """The entries since the last flush that covered them. `mark` names a moment; `settle(mark)` forgets everything before it."""
+
+    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._entries: deque[Entry] = deque()
+        self._settled = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(tuple(self._entries))
+
+    @property
+    def mark(self) -> int:
+        """Now."""
+        return self._settled + len(self._entries)
+
+    @property
+    def filling(self) -> bool:
+        """Half full: time for a flush of its own."""
+        return self.bytes * 2 >= self.limit
+
+    @property
+    def full(self) -> bool:
+        """No more changes until a flush has succeeded."""
+        return self.bytes >= self.limit
+
+    def append(self, request: Request) -> None:
+        """Keep a change that is about to be acknowledged; its data is copied, for the front end gets its memory back."""
+        data = bytes(request.data) if request.data is not None else None
+        self._entries.append(Entry(request.op, request.offset, request.length, data))
+        self.bytes += OVERHEAD + (len(data) if data is not None else 0)
+
+    def settle(self, mark: int) -> None:
+        """A flush that was sent at `mark` has succeeded."""
+        while self._entries and self._settled < mark:
+            entry = self._entries.popleft()
+            self._settled += 1
+            self.bytes -= OVERHEAD + (len(entry.data) if entry.data is not None else 0)
+
+    def clear(self) -> int:
+        """Give everything up; returns how many entries that were."""
+        count = len(self._entries)
+        self.settle(self.mark)
+        return count

@@ -1,0 +1,140 @@
+"""One way to a logical unit: a session's unit with its state, its load and what it has carried."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from isblk.block.choose import PathState
+from isblk.block.lun import LogicalUnit
+from isblk.block.probe import Description
+from isblk.link.connection import Connection
+from isblk.link.keeper import Keeper, Phase
+from isblk.scsi.data import AccessState
+from isblk.scsi.inquiry import Association, DesignatorType
+
+FLAPS = 4
+FLAP_SECONDS = 60.0
+"""A path that was lost FLAPS times in so many seconds is damped (san_path_err_threshold of multipath-tools)."""
+CARRYING = (AccessState.OPTIMIZED, AccessState.NON_OPTIMIZED, AccessState.LBA_DEPENDENT)
+DEPTH_LIMIT = 256
+"""Requests on one path beyond which a limit is no limit: more than any front end has."""
+RATE_SHARE = 0.1
+"""How much the latest request counts in the rate of a path (an exponential mean)."""
+
+
+class Path:
+    """Mutable state, changed by its Multipath alone. `in_flight` counts requests, `bytes_in_flight` and `service_rate` bytes (per second).
+
+    `session` counts the sessions that carried requests; `ended` is the last of them known to have ended at the target, tasks too.
+    """
+
+    def __init__(self, number: int, keeper: Keeper) -> None:
+        self.number = number
+        self.keeper = keeper
+        self.state = PathState.DOWN
+        self.since = time.time()
+        self.reason = "not connected yet"
+        self.access = AccessState.OPTIMIZED
+        self.preferred = False
+        self.damped = False
+        self.unit: LogicalUnit | None = None
+        self.connection: Connection | None = None
+        self.depth: int | None = None
+        self.in_flight = 0
+        self.bytes_in_flight = 0
+        self.service_rate = 0.0
+        self.requests = 0
+        self.bytes = 0
+        self.errors = 0
+        self.losses = 0
+        self.last_error = ""
+        self.acknowledged = 0
+        self.synchronized = 0
+        self.session = 0
+        self.ended = 0
+        self._recent: deque[float] = deque(maxlen=FLAPS)
+
+    @property
+    def carries(self) -> bool:
+        """Whether the target lets requests through here at all (SPC-4 5.15.2), whatever waits for the fence."""
+        return self.unit is not None and self.state is not PathState.STANDBY and self.access in CARRYING
+
+    @property
+    def dirty(self) -> bool:
+        """Whether it carried acknowledged changes that no flush has covered since."""
+        return self.acknowledged > self.synchronized
+
+    def become(self, state: PathState, reason: str = "") -> None:
+        """Change the state; `since` and `reason` are for status."""
+        if state is not self.state or reason != self.reason:
+            self.state, self.reason, self.since = state, reason, time.time()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has as many requests as the target took before it said TASK SET FULL."""
+        return self.depth is not None and self.in_flight >= self.depth
+
+    def lower_depth(self) -> None:
+        """TASK SET FULL (SAM-5 5.3): a quarter fewer than were on their way, and not more until `raise_depth`."""
+        self.depth = max(1, self.in_flight - max(1, self.in_flight // 4))
+
+    def raise_depth(self) -> None:
+        """Some time has gone well: let in some more; no limit is kept above DEPTH_LIMIT."""
+        if self.depth is not None:
+            self.depth += max(1, self.depth // 8)
+            if self.depth >= DEPTH_LIMIT:
+                self.depth = None
+
+    def count_loss(self, now: float) -> None:
+        """The path is lost at `now` (seconds of trio's clock)."""
+        self.losses += 1
+        self._recent.append(now)
+
+    def flaps(self, now: float) -> bool:
+        """Whether it was lost FLAPS times within FLAP_SECONDS."""
+        return len(self._recent) == FLAPS and now - self._recent[0] < FLAP_SECONDS
+
+    def finished(self, length: int, seconds: float) -> None:
+        """A request has come back whole: what that says about the path's rate."""
+        if seconds > 0:
+            rate = length / seconds
+            self.service_rate = rate if not self.service_rate else self.service_rate + (rate - self.service_rate) * RATE_SHARE
+
+    def status(self) -> dict[str, Any]:
+        """One path for `isblk status`."""
+        keeper = self.keeper
+        state, reason = self.state, self.reason
+        if state is PathState.DOWN and keeper.reason:  # Why it stays down is what the keeper met since.
+            state, reason = PathState.WRONG if keeper.phase is Phase.WRONG else state, keeper.reason
+        return {
+            "portal": str(keeper.portal),
+            "portal_group": keeper.portal_group,
+            "isid": str(keeper.access.isid),
+            "state": state.value,
+            "reason": reason or None,
+            "since": self.since,
+            "access": self.access.name.lower().replace("_", "-"),
+            "preferred": self.preferred,
+            "damped": self.damped,
+            "requests": self.requests,
+            "bytes": self.bytes,
+            "in_flight": self.in_flight,
+            "depth": self.depth,
+            "errors": self.errors,
+            "losses": self.losses,
+            "logins": keeper.logins,
+            "last_error": self.last_error or None,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Path {self.number} {self.keeper.portal} {self.state.value} in_flight={self.in_flight}>"
+
+
+def port_group(found: Description) -> int | None:
+    """The target port group (SPC-4 7.8.5.8) that VPD 83 names for the port it was asked through."""
+    for designator in found.designators:
+        if designator.association is Association.TARGET_PORT and designator.type == DesignatorType.TARGET_PORT_GROUP:
+            return int.from_bytes(designator.value[2:4], "big")
+    return None
