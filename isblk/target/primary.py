@@ -61,6 +61,16 @@ def _read_keys(unit: Unit, cdb: bytes, data_out: Data, nexus: Nexus) -> Outcome:
     return answer(header + body, int.from_bytes(cdb[7:9], "big"))
 
 
+def _read_reservation(unit: Unit, cdb: bytes, data_out: Data, nexus: Nexus) -> Outcome:
+    """PERSISTENT RESERVE IN, READ RESERVATION and READ FULL STATUS (SPC-4 6.15.3, 6.15.5): nobody has reserved anything."""
+    return answer(unit.reservation_generation.to_bytes(4, "big") + bytes(4), int.from_bytes(cdb[7:9], "big"))
+
+
+def _report_capabilities(unit: Unit, cdb: bytes, data_out: Data, nexus: Nexus) -> Outcome:
+    """PERSISTENT RESERVE IN, REPORT CAPABILITIES (SPC-4 6.15.4): no type of reservation can be made."""
+    return answer((8).to_bytes(2, "big") + bytes((0, 0x80)) + bytes(4), int.from_bytes(cdb[7:9], "big"))
+
+
 def _report_operation_codes(unit: Unit, cdb: bytes, data_out: Data, nexus: Nexus) -> Outcome:
     """SPC-4 6.35: every command of the table, or one."""
     length = int.from_bytes(cdb[6:10], "big")
@@ -100,6 +110,9 @@ COMMANDS: dict[CommandKey, Command] = {
     (0x1B, 0): Command(6, _start_stop_unit, medium=False),
     (0x5A, 0): Command(10, _mode_sense_10, medium=False, any_device=True),
     (0x5E, 0x00): Command(10, _read_keys, medium=False, any_device=True),
+    (0x5E, 0x01): Command(10, _read_reservation, medium=False, any_device=True),
+    (0x5E, 0x02): Command(10, _report_capabilities, medium=False, any_device=True),
+    (0x5E, 0x03): Command(10, _read_reservation, medium=False, any_device=True),
     (0xA3, 0x0A): Command(12, _report_target_port_groups, medium=False, any_device=True),
     (0xA3, 0x0C): Command(12, _report_operation_codes, medium=False, any_device=True),
 }

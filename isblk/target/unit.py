@@ -23,10 +23,12 @@ _COMMANDS: dict[CommandKey, Command] = {**primary.COMMANDS, **medium.COMMANDS}
 _NEVER_ATTENTION = frozenset((0x03, 0x12))
 """REQUEST SENSE and INQUIRY are answered with a unit attention pending (SAM-5 5.14); REPORT LUNS never comes here."""
 _STATE_ASCQ = {AccessState.STANDBY: 0x0B, AccessState.UNAVAILABLE: 0x0C, AccessState.TRANSITIONING: 0x0A}
+_PERSISTENT_RESERVE_IN = 0x5E
+"""All four of its service actions are known; what is no service action is a wrong field (SPC-4 6.15.1)."""
 _EVERYWHERE = frozenset(((0x03, 0), (0x12, 0), (0xA3, 0x0A)))
 """REQUEST SENSE, INQUIRY, REPORT TARGET PORT GROUPS: answered in every access state (SPC-4 5.15.2.4)."""
 _STATE_ALLOWS: dict[AccessState, frozenset[CommandKey]] = {
-    AccessState.STANDBY: _EVERYWHERE | {(0x1A, 0), (0x5A, 0), (0x5E, 0x00)},
+    AccessState.STANDBY: _EVERYWHERE | {(0x1A, 0), (0x5A, 0), *((_PERSISTENT_RESERVE_IN, action) for action in range(4))},
     AccessState.UNAVAILABLE: _EVERYWHERE,
     AccessState.TRANSITIONING: _EVERYWHERE,
 }
@@ -156,7 +158,7 @@ class Unit:
             key = key_of(cdb)
             command = _COMMANDS.get(key)
             if command is None or not command.allowed(self):
-                raise check.invalid_opcode()
+                raise check.invalid_field() if cdb[0] == _PERSISTENT_RESERVE_IN else check.invalid_opcode()
             if cdb[0] not in _NEVER_ATTENTION:
                 self._check_ready(key, command, nexus)
             return command.run(self, cdb, data_out, nexus)

@@ -111,7 +111,11 @@ def test_no_reservation_key_is_registered_unless_a_test_says_so(unit: Unit) -> N
     whole = bytes.fromhex("00000003 00000010 0000000000000001 ff00000000000000")
     assert bytes(run(unit, "5e000000000000004000").data) == whole
     assert bytes(run(unit, "5e000000000000000c00").data) == whole[:12]
-    assert run(unit, "5e010000000000004000").status == 2
+    for nothing in ("5e010000000000004000", "5e030000000000004000"):
+        assert bytes(run(unit, nothing).data) == bytes.fromhex("00000003 00000000")
+    assert bytes(run(unit, "5e020000000000004000").data) == bytes.fromhex("0008 00 80 00000000")
+    refused = run(unit, "5e040000000000004000")
+    assert refused.status == 2 and bytes(refused.sense)[12:14] == b"\x24\x00"
 
 
 def test_the_preferred_group_is_marked() -> None:
