@@ -24,6 +24,11 @@ def answer(server: Server, question: str) -> object:
         server.crash_cache()
     elif verb == "drop":
         server.drop_all()
+    elif verb == "hold":
+        server.node.hold = lambda lun, cdb: cdb[0] in (0x2A, 0x8A)  # WRITE (10) and (16)
+    elif verb == "release":
+        server.node.hold = None
+        server.release()
     elif verb == "resize":
         server.node.units.units[int(numbers[0])].resize(int(numbers[1]))
     elif verb == "close":

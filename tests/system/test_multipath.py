@@ -275,7 +275,10 @@ def test_the_end_does_not_wait_for_a_fence_that_takes_long(commands: Commands, p
     job = ["--name=busy", f"--filename={place}", "--size=32m", "--rw=randwrite", "--bs=256k", "--direct=1", "--ioengine=libaio"]
     writer = processes.start(["fio", *job, "--iodepth=8", "--time_based", "--runtime=50", "--allow_file_create=0"], cwd=tmp_path)
     until(lambda: device(commands)["paths"][0]["in_flight"], "writes to be under way")
+    commands.target.ask("hold")  # else all of them may have been answered when the portal goes
+    until(lambda: device(commands)["paths"][0]["in_flight"], "writes to be kept by the target")
     commands.target.ask("close 0")
+    commands.target.ask("release")
     until(lambda: device(commands)["waiting"], "writes to wait for the fence")
     began = time.monotonic()
     os.kill(one["pid"], signal.SIGTERM)
