@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import trio
 
+import benchnbd
 import benchpaths
 from support.tgt import Tgtd
 
@@ -220,12 +221,27 @@ def paths(tgtd: Tgtd, rounds: int, seconds: float) -> list[dict[str, Any]]:
     return [{**each._asdict(), "ratio_of_medians": each.ratio} for each in found]
 
 
+def nbd(tgtd: Tgtd, home: Path, env: dict[str, str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The NBD servers side by side, printed; the runs."""
+    if not any(options.only in f"NBD {shape.name}" for shape in benchnbd.SHAPES):
+        return []
+    print(f"\n{benchnbd.HEADING}\n|---|---|---|---|---|---|")
+    held_ones = benchnbd.contests(home, tgtd.portal, NAME, LUNS["null"], env, [ISBLK], options.rounds, options.seconds, options.only)
+    report = []
+    for contest in held_ones:
+        print(contest.row(), flush=True)
+        report.append(contest.as_json())
+    return report
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure isblk beside libiscsi and qemu on the same tgtd.")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contest is held (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one run (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one round of one second")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only contests whose name has TEXT in it, such as QD32, null or paths")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only contests whose name has TEXT in it, such as QD32, null, NBD or paths"
+    )
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"), help="where the runs go as JSON (%(default)s)")
     options = parser.parse_args()
     if options.quick:
@@ -260,6 +276,7 @@ def main() -> None:
                 report["contests"].append(as_json(contest, results))
         if options.only in "two paths":
             report["paths"] = paths(tgtd, options.rounds, options.seconds)
+        report["nbd"] = nbd(tgtd, home, env, options)
         report["help_seconds"] = help_seconds(env)
         print(f"\nisblk --help: {report['help_seconds'] * 1e3:.0f} ms (median of 10)")
         report["idle_mount_bytes"] = idle_mount_bytes(tgtd.portal, home, env)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
+import trio.lowlevel
 
 from isblk.block.align import Aligned
 from isblk.block.gate import Gate
@@ -112,11 +113,8 @@ def _disk(paths: PathSet, description: Description) -> Disk:
 
 async def _up(paths: PathSet) -> None:
     """Wait until the first path was there; it has logged in already, so that is now or never."""
-    for device in paths.devices.values():
-        while True:
-            if any(path.session for path in device.paths):
-                break
-            await trio.lowlevel.checkpoint()
+    while not all(any(path.session for path in device.paths) for device in paths.devices.values()):
+        await trio.lowlevel.checkpoint()
 
 
 async def _keep(paths: PathSet, first: Keeper, connection: Connection, scope: trio.CancelScope, ended: trio.Event) -> None:

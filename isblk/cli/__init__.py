@@ -15,6 +15,7 @@ COMMANDS = {
     "discover": "List the targets that a portal offers.",
     "ls": "List the logical units of a target.",
     "mount": "Show a logical unit as a local file.",
+    "nbd": "Export logical units over NBD.",
     "umount": "Unmount, write back and log out.",
     "status": "Show what runs: devices, paths, counters.",
     "perf": "Measure a logical unit.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -63,6 +63,19 @@ def parse_size(text: str) -> int:
     return int(digits) * _UNITS[unit]
 
 
+def option_words(groups: tuple[str, ...], known: Sequence[str]) -> set[str]:
+    """The words of every -o, taken apart at the commas. Raises UsageError for one that is not known, and for ro beside rw."""
+    from isblk.errors import UsageError
+
+    words = {word for group in groups for word in group.split(",") if word}
+    unknown = sorted(words - set(known))
+    if unknown:
+        raise UsageError(f"unknown mount option {unknown[0]!r}: there are {', '.join(known)}")
+    if {"ro", "rw"} <= words:
+        raise UsageError("-o ro and -o rw contradict each other: give one of them")
+    return words
+
+
 def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -78,7 +91,7 @@ _portals = click.option(
     "portals",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="Where the target listens; `mount` uses them all, others the first that answers.",
+    help="Where the target listens; `mount` and `nbd` use them all, others the first that answers.",
 )
 discovery_options = _stacked(
     click.option("--user", metavar="NAME", help="CHAP name to log in with; the secret comes from --secret-file or $ISBLK_SECRET."),

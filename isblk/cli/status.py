@@ -31,11 +31,15 @@ DEEDS = (
 NEGOTIATED = ("KEY", "ASKED", "AGREED", "DECIDED BY")
 
 
+EXPORTS = ("EXPORT", "LUN", "ALSO", "ACCESS")
+CLIENTS = ("CLIENT", "EXPORT", "NEGOTIATED", "READS", "READ", "WRITES", "WRITTEN", "OTHERS", "ERRORS")
+
+
 @click.command("status")
 @click.option("--negotiated", is_flag=True, help="Also what the login agreed on: each key, asked and agreed.")
 @json_option
 def command(negotiated: bool, as_json: bool) -> None:
-    """Show what runs: each mount with its devices, its paths, and their counters.
+    """Show what runs: each mount and NBD server with its devices, its paths, its clients, and their counters.
 
     A path is up, standby (the target lets nothing through there), fencing (old writes are made harmless first), down, or leads to a wrong
     unit; under the table stands why.
@@ -72,12 +76,34 @@ def _text(mount: dict[str, Any], negotiated: bool) -> str:
         _indented(table(DEVICES, [_device(device) for device in devices])),
         *map(_indented, _paths_of_one(devices[0]) if len(devices) == 1 else _paths_of_several(mount)),
         *(f"  {note}" for note in dict.fromkeys(note for device in devices for note in _notes(device, len(devices) > 1))),
+        *map(_indented, _nbd(mount) if mount.get("kind") == "nbd" else ()),
     ]
     if negotiated:
         for session in mount["sessions"]:
             rows = [(line["key"], line["asked"] or "-", line["agreed"], line["decided"]) for line in session.get("negotiated", ())]
             lines.append(_indented(f"{session['portal']}\n{table(NEGOTIATED, rows)}" if rows else f"{session['portal']}  no session"))
     return "\n".join(lines)
+
+
+def _nbd(server: dict[str, Any]) -> Iterator[str]:
+    """What an NBD server offers, and who is there."""
+    yield "\n".join(server["uris"])
+    rows = [
+        (each["name"], each["lun"], each["wwid"] or "-", "read-only" if each["read_only"] else "read-write") for each in server["exports"]
+    ]
+    yield table(EXPORTS, rows)
+    clients = [_client(each) for each in server["clients"]]
+    yield table(CLIENTS, clients) if clients else "no clients"
+
+
+def _client(client: dict[str, Any]) -> tuple[object, ...]:
+    """One client of an NBD server. Of what was negotiated, what is there: `allocation` when true, `replies` by its value."""
+    counters: dict[str, int] = client["counters"]
+    agreed = {name: value for name, value in client["negotiated"].items() if value not in (False, "none", "transmission")}
+    words = ", ".join(name if value is True else f"{name} {value}" for name, value in agreed.items()) or "-"
+    read, written = (size_text(counters.get(name, 0)) for name in ("bytes_read", "bytes_written"))
+    counted = counters.get("reads", 0), read, counters.get("writes", 0), written, counters.get("others", 0), counters.get("errors", 0)
+    return client["address"], client["export"] or "-", words, *counted
 
 
 def _paths_of_one(device: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`isblk umount`: unmount, and wait until its daemon has written back and logged out."""
+"""`isblk umount`: unmount, or end an NBD server, and wait until its daemon has written back and logged out."""
 
 from __future__ import annotations
 
@@ -25,25 +25,47 @@ def command(mountpoint: str, timeout: float) -> None:
     \b
     isblk umount ./disk
 
+    An NBD server is ended by the socket or the HOST:PORT that it listens at:
+
+    \b
+    isblk umount ./disk.sock
+
     umount(8) and `fusermount3 -u` end a mount just as well, but do not wait for the end and do not tell what could not be written back.
     """
     with errors_as_sentences():
         if not mountpoint:
             raise UsageError("MOUNTPOINT is empty; 'isblk status' lists what is mounted")
-        daemon = _daemon_of(mountpoint)
-        if daemon is None:
-            mountpoints.unmount(mountpoint)
+        found = _daemon_of(mountpoint)
+        if found is None:
+            _unmount_what_is_there(mountpoint)
             return
-        with control.watched(daemon.path) as ended:
-            mountpoints.unmount(mountpoint)
-            ended(timeout)
+        daemon, kind = found
+        if kind == "nbd":
+            control.stop(daemon.path, timeout)
+        else:
+            with control.watched(daemon.path) as ended:
+                mountpoints.unmount(mountpoint)
+                ended(timeout)
         _tell_failure(daemon)
 
 
-def _daemon_of(mountpoint: str) -> control.Daemon | None:
-    """The daemon that serves a mountpoint, by whatever name; None when it is dead, or when the mount is not isblk's."""
+def _unmount_what_is_there(mountpoint: str) -> None:
+    """A mountpoint without a daemon; a socket without one is cleared away by the next server."""
+    is_socket = False
+    with suppress(OSError):  # a dead mount cannot be looked at
+        is_socket = Path(mountpoint).is_socket()
+    if is_socket:
+        raise UsageError(f"no isblk of this user serves the socket {mountpoint}; 'isblk status' lists what runs")
+    mountpoints.unmount(mountpoint)
+
+
+def _daemon_of(mountpoint: str) -> tuple[control.Daemon, str] | None:
+    """The daemon that serves a mountpoint, socket or HOST:PORT, by whatever name, and of what kind it is.
+
+    None when it is dead, or when the mount is not isblk's.
+    """
     path = Path(os.path.abspath(mountpoint))
-    wanted = {str(path), str(path.parent.resolve() / path.name)}
+    wanted = {str(path), str(path.parent.resolve() / path.name), mountpoint}
     with suppress(OSError):  # a dead mount cannot be looked at
         wanted.add(str(path.resolve()))
     for daemon in control.daemons(places().run):
@@ -52,8 +74,8 @@ def _daemon_of(mountpoint: str) -> control.Daemon | None:
         except IsblkError as error:  # It may be the one: then nobody waits for it, and the user has to know.
             click.echo(f"isblk: {error}", err=True)
             continue
-        if status.get("where") in wanted:
-            return daemon
+        if wanted & {status.get("where"), *status.get("listens", ())}:
+            return daemon, status.get("kind", "mount")
     return None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,9 @@ from click.testing import Result
 from isblk.block.choose import MANUAL, NoPathRetry, Policy
 from isblk.block.policies import FencePolicy
 from isblk.cli import mount as cli
-from isblk.cli.mount import _mount_options, interruptible
+from isblk.cli.mount import _mount_options
 from isblk.daemon import MountSpec
-from isblk.errors import Interrupted, UsageError
+from isblk.errors import UsageError
 from isblk.iscsi.names import Portal
 from isblk.link.opening import Access
 from isblk.target.config import PortalConfig
@@ -140,46 +138,3 @@ def test_a_target_that_its_portal_does_not_report_is_not_found(run: Run, asked: 
 def test_path_options_that_cannot_be_are_usage(run: Run, asked: Asked, words: list[str], why: str, tmp_path: Path) -> None:
     assert why in run("mount", "-p", "h", NAME, tmp_path / "disk", *words, code=2).stderr
     assert asked.spec is None and not (tmp_path / "state").exists()
-
-
-async def test_a_signal_before_the_file_is_there_cancels() -> None:
-    async def main(_started: Callable[[], None]) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        await trio.sleep_forever()
-
-    stop = trio.Event()
-    with pytest.raises(Interrupted, match="interrupted by SIGTERM"):
-        await interruptible(stop, lambda: None, main)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_a_signal_after_that_asks_for_the_end_and_waits_for_it(number: int) -> None:
-    stop, seen = trio.Event(), []
-
-    async def main(started: Callable[[], None]) -> None:
-        started()
-        os.kill(os.getpid(), number)
-        await stop.wait()
-        seen.append("stop")
-        os.kill(os.getpid(), number)  # an impatient second one changes nothing
-        for _ in range(10):
-            await trio.lowlevel.checkpoint()
-        seen.append("written back")
-
-    await interruptible(stop, lambda: seen.append("ready"), main)
-    assert seen == ["ready", "stop", "written back"]
-
-
-async def test_an_error_comes_out_as_itself() -> None:
-    async def main(_started: Callable[[], None]) -> None:
-        raise UsageError("no")
-
-    with pytest.raises(UsageError):
-        await interruptible(trio.Event(), lambda: None, main)
-
-
-async def test_the_end_without_a_signal() -> None:
-    async def main(started: Callable[[], None]) -> None:
-        started()
-
-    await interruptible(trio.Event(), lambda: None, main)

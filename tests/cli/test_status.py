@@ -169,6 +169,39 @@ def test_a_daemon_that_does_not_answer_hides_no_other(run: Run, told: Told, monk
     assert result.stderr == "isblk: the daemon 4242 does not answer\n"
 
 
+NBD = {
+    **SINGLE,
+    "kind": "nbd",
+    "where": "/run/disk.sock",
+    "uris": ["nbd+unix:///?socket=/run/disk.sock"],
+    "exports": [{"name": "3", "lun": 3, "wwid": "naa.6001", "read_only": True}, {"name": "4", "lun": 4, "wwid": None, "read_only": False}],
+    "clients": [
+        {
+            "address": "pid 7",
+            "export": "3",
+            "negotiated": {"phase": "transmission", "replies": "structured", "allocation": True, "tls": "none"},
+            "counters": {"reads": 5, "bytes_read": 4096, "others": 1, "errors": 0},
+        },
+        {"address": "pid 8", "export": None, "negotiated": {"phase": "options"}, "counters": {}},
+    ],
+}
+
+
+def test_an_nbd_server_with_its_exports_and_its_clients(run: Run, told: Told) -> None:
+    told(NBD)
+    assert lines(run)[5:] == [
+        "nbd+unix:///?socket=/run/disk.sock",
+        "EXPORT LUN ALSO ACCESS",
+        "3 3 naa.6001 read-only",
+        "4 4 - read-write",
+        "CLIENT EXPORT NEGOTIATED READS READ WRITES WRITTEN OTHERS ERRORS",
+        "pid 7 3 replies structured, allocation 5 4.00 KiB 0 0 B 1 0",
+        "pid 8 - phase options 0 0 B 0 0 B 0 0",
+    ]
+    told({**NBD, "clients": []})
+    assert lines(run)[-1] == "no clients"
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:00:05"), (3725, "1:02:05"), (-9, "0:00:00"), (200000, "2 d 7 h")])
 def test_age(seconds: int, text: str) -> None:
     assert cli._age(time.time() - seconds - 0.3) == text

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,26 @@ def test_a_failure_is_a_failed_request(daemon: control.Daemon) -> None:
 
 def test_nothing_is_mounted(run: Run, tmp_path: Path) -> None:
     assert "nothing is mounted at" in run("umount", tmp_path, code=2).stderr
+
+
+@pytest.mark.parametrize("spelled", ["disk.sock", "./disk.sock", "127.0.0.1:10809", "[::1]:10809"])
+def test_an_nbd_server_is_ended_by_what_it_listens_at(
+    run: Run, daemon: control.Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
+) -> None:
+    stopped: list[tuple[Path, float]] = []
+    where = str(tmp_path / "disk.sock")
+    answer = {"kind": "nbd", "where": where, "listens": [where, "127.0.0.1:10809", "[::1]:10809"]}
+    monkeypatch.setattr(control, "ask", lambda _path, _request: answer)
+    monkeypatch.setattr(control, "stop", lambda path, timeout: stopped.append((path, timeout)))
+    monkeypatch.chdir(tmp_path)
+    run("umount", spelled, "--timeout", "7")
+    assert stopped == [(daemon.path, 7.0)]
+    control.failure_note(daemon.path.parent, daemon.pid).write_text("written data may be lost: this and that")
+    assert "may be lost" in run("umount", spelled, code=6).stderr
+
+
+def test_a_socket_that_nobody_serves_is_no_mountpoint(run: Run, daemon: control.Daemon, tmp_path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))
+    assert "no isblk of this user serves the socket" in run("umount", tmp_path / "dead.sock", code=2).stderr
+    assert order() == []

@@ -32,6 +32,7 @@ def blocks(text: str) -> list[str]:
 def shape(output: str) -> list[str]:
     """Lines of which numbers, names of this run and spacing are taken out: what is left must be as the README says."""
     plain = re.sub(r"/\S+/(?=\w+ )", "DIR/", output)
+    plain = re.sub(r"socket=/\S+/", "socket=DIR/", plain)
     plain = re.sub(r"naa\.\w+|\b[0-9a-f]{12,16}\b", "ID", plain)
     plain = re.sub(r"\d[\d,.:]*( [KMGT]?i?B\b)?", "N", plain)
     return [" ".join(line.split()) for line in plain.splitlines()]

@@ -1,0 +1,76 @@
+"""Buffers within a budget."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isblk.export.nbdmemory import CLASSES, KEPT, ROOM, Memory
+
+
+def test_a_buffer_holds_what_was_asked_for_and_room_for_a_header() -> None:
+    memory = Memory(1 << 30)
+    for length in (0, 1, 4096, 4097, 65536, 1 << 20, (1 << 20) + 1, 32 << 20):
+        slot = memory.take(length)
+        assert slot is not None
+        assert slot.size == len(slot.data) >= length
+        slot.data[:1] = b"x"
+        assert slot.memory[ROOM] == ord("x")
+        assert len(slot.memory) == ROOM + slot.size
+        memory.give(slot)
+    assert memory.used == 0
+
+
+def test_buffers_are_used_again_but_not_all_are_kept() -> None:
+    memory = Memory(1 << 30)
+    first = memory.take(100)
+    assert first is not None
+    memory.give(first)
+    assert memory.take(4096) is first
+    many = [memory.take(1 << 20) for _ in range(40)]
+    for slot in many:
+        assert slot is not None
+        memory.give(slot)
+    assert sum(memory.take(1 << 20) in many for _ in range(40)) == KEPT[CLASSES.index(1 << 20)]
+
+
+def test_no_more_than_the_budget_is_lent_and_its_end_is_told() -> None:
+    told: list[str] = []
+    memory = Memory(10000)
+    memory.on_room = lambda: told.append("room")
+    one, two = memory.take(4096), memory.take(4096)
+    assert one is not None and two is not None
+    assert memory.take(4096) is None
+    assert not told
+    memory.give(one)
+    assert told == ["room"]
+    memory.give(two)
+    assert told == ["room"], "only after somebody went without"
+
+
+def test_one_request_is_always_served() -> None:
+    memory = Memory(10000)
+    large = memory.take(1 << 20)
+    assert large is not None
+    assert memory.take(1) is None
+    memory.give(large)
+    assert memory.take(1) is not None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 100_000))))
+def test_the_books_balance(steps: list[tuple[bool, int]]) -> None:
+    memory, lent = Memory(200_000), []
+    for take, length in steps:
+        if take:
+            slot = memory.take(length)
+            assert (slot is None) == memory.short or slot is not None
+            if slot is not None:
+                assert not any(slot is other for other in lent)
+                lent.append(slot)
+        elif lent:
+            memory.give(lent.pop(length % len(lent)))
+        assert memory.used == sum(slot.size for slot in lent)
+        assert memory.used <= 200_000 or len(lent) == 1
+    for slot in lent:
+        memory.give(slot)
+    assert memory.used == 0
