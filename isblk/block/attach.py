@@ -20,7 +20,7 @@ from isblk.errors import IsblkError, Unreachable, UsageError
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.connection import Connection
 from isblk.link.keeper import BackOff, Keeper
-from isblk.link.opening import Access, log_in
+from isblk.link.opening import Access, log_in, none_reachable
 from isblk.link.plane import Plane
 from isblk.scsi.lun_number import lun_from_bytes
 
@@ -93,9 +93,7 @@ async def _first(plane: Plane, keepers: Sequence[Keeper], target_name: str) -> t
         except Unreachable as error:
             _log.info("%s", error)
             unreachable.append(error)
-    if len(unreachable) == 1:
-        raise unreachable[0]
-    raise Unreachable("no portal can be reached: " + "; ".join(str(error) for error in unreachable))
+    raise none_reachable(unreachable)
 
 
 async def _looked_at(plane: Plane, connection: Connection, where: Where) -> list[Description]:

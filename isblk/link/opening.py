@@ -81,9 +81,12 @@ async def log_in(plane: Plane, portals: Sequence[Portal], target_name: str | Non
         except Unreachable as error:
             _log.info("%s", error)
             unreachable.append(error)
-    if len(unreachable) == 1:
-        raise unreachable[0]
-    raise Unreachable("no portal can be reached: " + "; ".join(str(error) for error in unreachable))
+    raise none_reachable(unreachable)
+
+
+def none_reachable(errors: Sequence[Unreachable]) -> Unreachable:
+    """What to raise when every portal was tried: the one error there is, or one that names each."""
+    return errors[0] if len(errors) == 1 else Unreachable("no portal can be reached: " + "; ".join(map(str, errors)))
 
 
 async def _log_in_by_name(plane: Plane, portal: Portal, target_name: str | None, access: Access) -> Connection:
