@@ -45,7 +45,10 @@ class Workload:
 
     async def _work(self) -> None:
         while True:
-            await self._running.wait()
+            # Looked at once more behind the wait, with no checkpoint before the request is open: the pause may have come in between, and
+            # `quiet` would already have found nothing on its way.
+            while not self._running.is_set():
+                await self._running.wait()
             await self.one()
             if self._random.random() < 0.02:
                 await trio.sleep(self._random.random() * 0.02)

@@ -6,7 +6,13 @@ import re
 import sys
 from pathlib import Path
 
+import trio
+import trio.lowlevel
+
+from support.memorydevice import MemoryDevice
+from support.oracle import Oracle
 from support.processes import Processes, Started
+from support.workload import Workload
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,3 +36,20 @@ def test_without_the_fence_writes_come_back_and_it_tells(processes: Processes) -
     assert "PROBLEM" in said
     (lost, resurrected) = map(int, re.findall(r"(?:lost|resurrected) writes: (\d+)", said))
     assert lost + resurrected > 0
+
+
+async def test_nothing_is_sent_behind_a_pause_however_it_meets_the_workers() -> None:
+    """A write that slips through runs beside the flush whose medium is then compared: the soak once called that a lost write."""
+    device = MemoryDevice()
+    work = Workload(device, Oracle(256), seed=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.run, 2)
+        for _ in range(300):
+            await trio.lowlevel.checkpoint()
+            with work.paused():
+                await work.quiet()
+                before = len(device.requests)
+                for _ in range(5):
+                    await trio.lowlevel.checkpoint()
+                assert len(device.requests) == before
+        nursery.cancel_scope.cancel()
