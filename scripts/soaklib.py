@@ -338,6 +338,10 @@ class World:
             self.report.replays += 1
         self._target.server.crash_cache()
 
+    async def _power_on(self) -> None:
+        """The unit loses power and what was not synchronized, behind a target whose sessions live on."""
+        self._target.unit().crash()
+
     async def _drop(self) -> None:
         """The target drops its connections."""
         self._target.server.drop_all()
@@ -389,6 +393,7 @@ FAULTS: dict[str, tuple[Callable[[World], Awaitable[None]], int]] = {
     "both": (World._both, 8),
     "none": (World._none, 3),
     "crash": (World._crash, 8),
+    "power-on": (World._power_on, 5),
     "drop": (World._drop, 4),
     "logout": (World._logout, 4),
     "access": (World._access, 4),

@@ -9,7 +9,9 @@ Theory of operation. Its bytes may be on the network, or taken in by the target.
 3. Where one of the two cannot be had, a bounded wait: before a reset alone `network_wait` after the loss, for what may still be under way;
    after a reinstatement alone `settle_wait`; with neither `fence_wait`.
 
-Until then `holds` says which new changes overlap one that is unfenced. When all sessions were lost, the journal is done again first.
+Until then `holds` says which new changes overlap one that is unfenced. When all sessions were lost, the journal is done again before
+anything else, and before the ladder, which may take long: what is unfenced is newer than what it overlaps in the journal, and will be
+repeated; only reads of its bytes wait from then on, for they might see the newer state before the older.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from isblk.block import probe
-from isblk.block.command import PathUnusable
 from isblk.block.policies import FencePolicy
 from isblk.block.probe import Link
-from isblk.block.request import Op, Request, execute
-from isblk.errors import IsblkError, PathLost, TaskAborted
+from isblk.block.replay import replay
+from isblk.block.request import Op, Request
+from isblk.errors import IsblkError, PathLost
 from isblk.iscsi.pdu import TaskManagement, TaskManagementResponse
 from isblk.scsi import cdb
 from isblk.scsi.data import parse_reservation_keys
@@ -51,7 +53,8 @@ _FREEZE = "fence"
 class Unfenced:
     """A change that may still be done: bytes `start` to `end`, sent over a path's session that ended at `since` (seconds, trio's clock).
 
-    `request` None when nobody waits for it any more: the range stays.
+    `request` None when nobody waits for it any more: the range stays. `replayed`: it is an entry of the journal, over which the journal
+    cannot be done again before it is fenced, for it may be older than what it overlaps. `beneath`: the journal was done again beneath it.
     """
 
     start: int
@@ -60,6 +63,8 @@ class Unfenced:
     path: Path
     session: int
     since: float
+    replayed: bool = False
+    beneath: bool = False
 
 
 class Fence:
@@ -89,18 +94,18 @@ class Fence:
         """Requests that wait here."""
         return sum(1 for item in self._unfenced if item.request is not None)
 
-    def add(self, request: Request, path: Path, session: int, *, wanted: bool = True) -> None:
+    def add(self, request: Request, path: Path, session: int, *, wanted: bool = True, replayed: bool = False) -> None:
         """A change was sent over a session that is lost now; it is repeated when it is fenced, if it is still `wanted`."""
-        end = request.offset + request.length
-        self._unfenced.append(Unfenced(request.offset, end, request if wanted else None, path, session, trio.current_time()))
+        end, waits = request.offset + request.length, request if wanted else None
+        self._unfenced.append(Unfenced(request.offset, end, waits, path, session, trio.current_time(), replayed))
         self._work()
 
     def holds(self, request: Request) -> bool:
-        """Whether a change must wait: it overlaps one that may still land, or the journal comes first."""
+        """Whether a request must wait: a change that overlaps one that may still land, or anything when the journal comes first."""
         if self.replay_needed:
             return True
-        start, end = request.offset, request.offset + request.length
-        return any(item.start < end and start < item.end for item in self._unfenced)
+        start, end, reads = request.offset, request.offset + request.length, request.op is Op.READ
+        return any(item.start < end and start < item.end and (item.beneath or not reads) for item in self._unfenced)
 
     def changed(self) -> None:
         """A path came, or a session was reinstated."""
@@ -126,7 +131,9 @@ class Fence:
         try:
             while self.active:
                 items = list(self._unfenced)
-                if (not items or await self._climb(items)) and (not self.replay_needed or await self._replay(items)):
+                if self.replay_needed and not any(item.replayed for item in items):
+                    await self._replay([])
+                elif await self._climb(items) and (not self.replay_needed or await self._replay(items)):
                     self._release(items)
                 device.thaw(_FREEZE)
         finally:
@@ -195,9 +202,12 @@ class Fence:
         device, response = self._device, None
         if path.connection is None:
             return False
+        session = path.session
         try:
             with trio.move_on_after(RESET_SECONDS):
                 response = await path.connection.manage(TaskManagement.LOGICAL_UNIT_RESET, lun=unit.lun)
+        except PathLost as error:
+            device.lose(path, error, session)  # At once: a path that is only refused to reset would be given time to settle.
         except IsblkError as error:
             _log.info("%s: the logical unit cannot be reset over %s: %s", device.name, path.keeper.portal, error)
         return response == TaskManagementResponse.COMPLETE
@@ -219,48 +229,26 @@ class Fence:
             await trio.sleep(0.002)
         return True
 
-    async def _replay(self, items: list[Unfenced]) -> bool:
-        """Do what was acknowledged and not flushed once more, in its order, and flush; False when something was lost over it.
+    async def _replay(self, fenced: list[Unfenced]) -> bool:
+        """Do the journal again; False when something was lost over it. `fenced` are the changes that will not land any more.
 
         A session that is being left still finishes changes, which are newer: they are awaited first.
         """
         device = self._device
-        if device.policies.shared:
-            self.replay_needed = False
-            device.lose_cache("all sessions were lost, and on a shared logical unit they cannot be written again")
-            return True
         while not (path := await self._await_path()).carries:
             await self._wait()
-        if not await self._quiesce() or len(self._unfenced) != len(items):
+        if not await self._quiesce() or any(item.replayed and item not in fenced for item in self._unfenced):
             return False
-        unit, session, mark = path.unit, path.session, device.journal.mark
-        if unit is None:
-            return False
-        count = len(device.journal)
-        request = Request(Op.FLUSH)
-        try:
-            for entry in device.journal:
-                request = entry.request()
-                await execute(unit, request)
-            request = Request(Op.FLUSH)
-            await execute(unit, request)
-        except PathLost as error:
-            device.lose(path, error, session)
-            if error.sent and request.op is not Op.FLUSH:
-                self.add(request, path, session, wanted=False)  # It may land later as any other change.
-            return False
-        except TaskAborted:
-            return False
-        except PathUnusable as error:
-            device.unusable(path, error, session)
-            return False
-        except IsblkError as error:
-            device.lose_cache(f"writing them again after the target may have lost its cache failed: {error}")
-        else:
-            device.journal.settle(mark)
-            _log.warning("%s: %d unflushed writes were written again, since the target may have lost its cache", device.name, count)
-        self.replay_needed = False
-        return True
+        session = path.session
+        settled, left = await replay(device, path)
+        if left is not None:
+            self.add(left, path, session, wanted=False, replayed=True)  # It may land later as any other change.
+        if settled:
+            self.replay_needed = False
+            for item in self._unfenced:
+                item.beneath = True
+            device.fenced([])
+        return settled
 
 
 async def is_alone(link: Link, lun: bytes) -> bool:

@@ -21,7 +21,7 @@ from isblk.block.command import Command, ModeSense, Synchronize, Transfer, Write
 from isblk.block.flush import Flushes
 from isblk.block.request import Geometry, Op, Request
 from isblk.block.series import Series, pieces
-from isblk.errors import ProtocolError, RequestFailed, RequestInvalid, UsageError
+from isblk.errors import ProtocolError, RequestFailed, RequestInvalid, TaskAborted, UsageError
 from isblk.scsi import cdb
 from isblk.scsi.data import Mode
 from isblk.scsi.lun_number import lun_text
@@ -45,7 +45,9 @@ _LEVELS = {
     Attention.MEDIUM_CHANGED: logging.WARNING,
     Attention.SPACE_LOW: logging.WARNING,
     Attention.WRITE_LOST: logging.ERROR,
+    Attention.POWER_ON: logging.WARNING,
 }
+_MODE_UNSURE = (Attention.MODE_CHANGED, Attention.RESET, Attention.POWER_ON)  # a reset brings back the saved mode
 
 
 class LogicalUnit:
@@ -64,6 +66,7 @@ class LogicalUnit:
         self.on_full: Callable[[], None] | None = None
         self._flushes = Flushes(self._synchronize)
         self._write_lost: str | None = None
+        self._power_ons = 0
         self._mode_being_read = False
         self._mode_stale = False
         self._zero_ways = _zero_ways(description)
@@ -119,15 +122,25 @@ class LogicalUnit:
         Series(request, pieces(request, self._most_bytes), self.submit, self.kick).start()
 
     def _then_flush(self, request: Request) -> None:
-        """FUA for a unit or an operation without the bit: first the change, then the cache."""
+        """FUA for a unit or an operation without the bit: first the change, then the cache, if that was one cache all the time."""
+        before = self._power_ons
 
         def done(change: Request) -> None:
             if change.error is not None:
                 request.finish(change.error)
             else:
-                self._flush(request)
+                self._flush(Request(Op.FLUSH, done=lambda flush: request.finish(flush.error or self._lost_since(before))))
 
         self.submit(Request(request.op, request.offset, request.length, request.data, done=done))
+
+    def _lost_since(self, before: int) -> Exception | None:
+        """Why a SYNCHRONIZE CACHE that succeeded says nothing: there was a power-on on the way, so what it should have covered may be lost.
+
+        TaskAborted, for whoever asked has to do it once more: the change too, where it was FUA's.
+        """
+        if before == self._power_ons:
+            return None
+        return TaskAborted(f"LUN {lun_text(self.lun)} was powered on while its cache was synchronized")
 
     def _flush(self, request: Request) -> None:
         if self._geometry.write_cache:
@@ -136,7 +149,9 @@ class LogicalUnit:
             request.finish(self.write_lost())
 
     def _synchronize(self, request: Request) -> None:
-        self.link.submit(Synchronize(self, self._sync_cdb, request))
+        before = self._power_ons
+        sync = Request(Op.FLUSH, done=lambda sync: request.finish(sync.error or self._lost_since(before)))
+        self.link.submit(Synchronize(self, self._sync_cdb, sync))
         self.kick()
 
     def _trim(self, request: Request) -> None:
@@ -211,7 +226,8 @@ class LogicalUnit:
         self.attentions.add(kind)
         if kind is Attention.WRITE_LOST:
             self._write_lost = judged.reason
-        elif kind in (Attention.MODE_CHANGED, Attention.RESET):  # a reset brings back the saved mode
+        elif kind in _MODE_UNSURE:
+            self._power_ons += kind is Attention.POWER_ON
             self._read_mode()
         if self.on_attention is not None:
             self.on_attention(kind)

@@ -68,6 +68,7 @@ class Multipath:
         self.fence = Fence(self, spawn)
         self.failed_over = 0
         self.cache_losses = 0
+        self.power_ons = 0
         self.on_no_path: Callable[[], None] | None = None
         self._hurried = -math.inf
         self.on_access_changed: Callable[[Path], None] | None = None
@@ -183,7 +184,7 @@ class Multipath:
             self._keep(request)
         elif request.op is _FLUSH:
             self._submit_flush(request)
-        elif request.op is not _READ and self.fence.holds(request):
+        elif self.fence.active and self.fence.holds(request):
             self._keep(request)
         else:
             path = self._chooser.choose(self.live, request.length)
@@ -329,6 +330,17 @@ class Multipath:
         self._reconsider()
         if not self.live and self.on_no_path is not None:
             self.on_no_path()
+
+    def powered_on(self) -> None:
+        """The unit says that it lost power, on a session that lived on: so did its cache, with what was acknowledged and not flushed.
+
+        What is on its way counts: it may have been done before, and be answered only now.
+        """
+        self.power_ons += 1
+        if len(self.journal) or any(path.in_flight for path in self.paths):
+            self.fence.replay_needed = True
+            self._reconsider()
+            self.fence.changed()
 
     def gain(self, path: Path) -> None:
         """A path's unit is there (its `unit`, `connection` and `access` are set)."""

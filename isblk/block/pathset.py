@@ -305,9 +305,11 @@ class AttentionHandler:
         """Act on it."""
         if kind is Attention.CAPACITY_CHANGED:
             self._paths.spawn_refresh(self._device)
-        elif kind in (Attention.MODE_CHANGED, Attention.RESET) and self._path.unit is not None:
+        elif kind in (Attention.MODE_CHANGED, Attention.RESET, Attention.POWER_ON) and self._path.unit is not None:
             # There may be a cache now: it is believed in until the mode has been read, and the next poll takes up what that said.
             self._device.resize(replace(self._device.geometry, write_cache=True))
+            if kind is Attention.POWER_ON:
+                self._device.powered_on()
         elif kind is Attention.PATHS_CHANGED:
             for path in list(self._device.live):
                 self._paths.spawn_access(self._device, path)

@@ -132,7 +132,8 @@ class Action(Enum):
 class Attention(Enum):
     """What a unit attention announces, where somebody must act on it (SAM-5 5.14)."""
 
-    RESET = auto()  # power on, reset or nexus loss: 29/xx, and what iSCSI cleared, 47/7F
+    RESET = auto()  # reset or nexus loss: 29/xx, and what iSCSI cleared, 47/7F
+    POWER_ON = auto()  # 29/01, and 29/04 of a unit that restarted by itself: a volatile cache may have been lost
     MODE_CHANGED = auto()  # write protection or cache may have changed
     CAPACITY_CHANGED = auto()
     PATHS_CHANGED = auto()  # asymmetric access states
@@ -223,6 +224,8 @@ VERDICTS: dict[tuple[int, ...], _Row] = {
     (Key.UNIT_ATTENTION,): _attention(Attention.OTHER),
     (Key.UNIT_ATTENTION, 0x28): _attention(Attention.MEDIUM_CHANGED),
     (Key.UNIT_ATTENTION, 0x29): _attention(Attention.RESET),
+    (Key.UNIT_ATTENTION, 0x29, 0x01): _attention(Attention.POWER_ON),
+    (Key.UNIT_ATTENTION, 0x29, 0x04): _attention(Attention.POWER_ON),
     (Key.UNIT_ATTENTION, 0x2A, 0x01): _attention(Attention.MODE_CHANGED),
     (Key.UNIT_ATTENTION, 0x2A, 0x03): _attention(Attention.RESERVATIONS_CHANGED),
     (Key.UNIT_ATTENTION, 0x2A, 0x04): _attention(Attention.RESERVATIONS_CHANGED),

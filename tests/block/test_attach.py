@@ -142,3 +142,16 @@ async def test_the_end_fails_what_waits_for_a_path() -> None:
             end(found, RequestFailed("unmounted"))
         with trio.fail_after(10):
             await manager.__aexit__(None, None, None)
+
+
+@pytest.mark.logs("29/01", "written again")
+async def test_a_target_whose_sessions_outlive_a_power_failure_loses_nothing() -> None:
+    async with running_target() as target, attachment(where(target)) as found:
+        gate, unit = found.disks[0].gate, target.unit()
+        await write(gate, 0, b"unflushed" * 100)
+        unit.crash()
+        assert bytes(unit.store.read(0, 9)) == bytes(9)
+        await flush(gate)
+        assert unit.store.durable(0, 900) == b"unflushed" * 100
+        assert await read(gate, 0, 9) == b"unflushed"
+        assert found.paths.devices[bytes(8)].cache_losses == 0 and target.sessions == 1

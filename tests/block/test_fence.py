@@ -222,6 +222,26 @@ async def test_the_path_of_the_reset_is_lost_over_it(autojump_clock: object) -> 
 
 
 @failing_over
+async def test_a_reset_over_a_path_whose_loss_nobody_else_has_heard_of_is_no_refusal(autojump_clock: object) -> None:
+    """The request for the reset hears of the loss before the path's keeper does: then there is nothing to settle, but another path."""
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery, settle_wait=5)
+        rig.reset_takes = 1
+        rig.up(0, 1)
+        rig.write(1, 7)
+        rig.cut(0)
+        rig.reinstate(0)
+        await trio.sleep(0.5)
+        rig.unit(1).cut()
+        await trio.sleep(1)
+        assert rig.device.live == []
+        rig.up(0)
+        await trio.sleep(1.5)
+        assert rig.store.resets == 2 and rig.sent("WRITE")[1:] == [(0, "WRITE", 1)]
+        rig.unit(0).answer_all()
+
+
+@failing_over
 async def test_the_sessions_of_two_losses_are_told_apart(autojump_clock: object) -> None:
     """The same path is lost twice: the reinstatement of the first session says nothing about the second."""
     async with trio.open_nursery() as nursery:
@@ -284,6 +304,29 @@ async def test_replay_in_order_before_anything_else(autojump_clock: object) -> N
         assert [(command.request.op.name) for command in unit.pending] == ["WRITE", "READ"]
         unit.answer_all()
         assert waiting.finished and reading.finished and len(rig.device.journal) == 1
+
+
+@failing_over
+@pytest.mark.logs("written again")
+async def test_the_journal_does_not_wait_for_the_ladder(autojump_clock: object) -> None:
+    """The last path is silent and its portal with it: its write has to be waited for, but not everything else."""
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery, network_wait=5)
+        rig.up(0)
+        rig.write(1, 1)
+        rig.unit(0).answer_all()
+        unfenced = rig.write(1, 2, count=2)
+        rig.cut(0)
+        unit = rig.up(1)
+        unit.hold = False
+        free, beneath, flushing = rig.read(5), rig.read(2), rig.flush()
+        await trio.sleep(0.1)
+        assert rig.sent()[2:] == [(1, "WRITE", 1), (1, "FLUSH", 0), (1, "READ", 5)] and free.finished
+        assert not beneath.finished, "it might see the state before the journal behind one that was seen already"
+        assert not flushing.finished and not unfenced.finished
+        await trio.sleep(5)
+        assert unfenced.finished and beneath.finished and flushing.finished and rig.store.resets == 1
+        assert rig.store.block(1) == 2 and rig.store.durable[512] == 2
 
 
 @failing_over

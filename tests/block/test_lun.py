@@ -14,7 +14,7 @@ from isblk.block.lun import LARGEST_TRANSFER, LogicalUnit
 from isblk.block.mapping import Extent
 from isblk.block.probe import ATTENTION_LIMIT, probe
 from isblk.block.request import Op, Request, flush, read, trim, write, zero
-from isblk.errors import PathLost, RequestFailed, RequestInvalid, UsageError
+from isblk.errors import PathLost, RequestFailed, RequestInvalid, TaskAborted, UsageError
 from isblk.scsi.data import Provisioning
 from isblk.scsi.sense import Attention
 from support.fakelink import UNKNOWN_FIELD, FakeDisk, FakeLink, attention, check
@@ -317,6 +317,34 @@ async def test_a_unit_that_never_stops_announcing_is_not_asked_without_end() -> 
     unit.kick()
     assert request.error is not None
     assert len(link.sent) <= 4 * ATTENTION_LIMIT**2
+
+
+@pytest.mark.logs("29/01")
+async def test_a_flush_that_a_power_on_has_overtaken_is_none() -> None:
+    """The cache it synchronized is not the one the writes before it went to. The attention comes with any command of the session."""
+    unit, link = await unit_of(FakeDisk())
+    link.hold = True
+    reading, flushing, behind = submit(unit, Op.READ, 0, 512), submit(unit, Op.FLUSH), submit(unit, Op.FLUSH)
+    link.answer(scripted=attention(0x29, 0x01))
+    link.hold = False
+    unit.kick()
+    assert reading.error is None and isinstance(flushing.error, TaskAborted)
+    assert behind.error is None, "it was sent after the attention, and whoever asks for it knows"
+
+
+@pytest.mark.logs("29/01")
+async def test_a_fua_write_whose_flush_comes_after_a_power_on_is_not_durable() -> None:
+    disk = FakeDisk()
+    disk.fua = False
+    unit, link = await unit_of(disk)
+    link.hold = True
+    writing, reading = submit(unit, Op.WRITE, 0, 512, fua=True), submit(unit, Op.READ, 0, 512)
+    link.answer(1, scripted=attention(0x29, 0x01))
+    link.hold = False
+    unit.kick()
+    assert isinstance(writing.error, TaskAborted) and reading.error is None
+    await write(unit, 0, b"d" * 512, fua=True)
+    assert disk.durable[:512] == b"d" * 512
 
 
 @pytest.mark.parametrize("answer", [UNKNOWN_FIELD, (0, b"", b""), (0, b"", b"\0")])

@@ -135,6 +135,8 @@ SENSE_ROWS: list[tuple[int, int | None, int | None, Action, int, Attention | Non
     (0x6, None, None, ATTENTION, errno.EIO, Attention.OTHER),
     (0x6, 0x28, None, ATTENTION, errno.EIO, Attention.MEDIUM_CHANGED),
     (0x6, 0x29, None, ATTENTION, errno.EIO, Attention.RESET),
+    (0x6, 0x29, 0x01, ATTENTION, errno.EIO, Attention.POWER_ON),
+    (0x6, 0x29, 0x04, ATTENTION, errno.EIO, Attention.POWER_ON),
     (0x6, 0x2A, 0x01, ATTENTION, errno.EIO, Attention.MODE_CHANGED),
     (0x6, 0x2A, 0x03, ATTENTION, errno.EIO, Attention.RESERVATIONS_CHANGED),
     (0x6, 0x2A, 0x04, ATTENTION, errno.EIO, Attention.RESERVATIONS_CHANGED),
