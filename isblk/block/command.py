@@ -33,8 +33,8 @@ class Unit(Protocol):
     def link(self) -> Link:
         """The session it is reached by."""
 
-    def attention(self, judged: Verdict) -> None:
-        """Something about the unit changed."""
+    def attention(self, judged: Verdict, command: Command) -> None:
+        """Something about the unit changed; `command` was told, and was not done."""
 
     def full(self) -> None:
         """It takes no more commands at the moment."""
@@ -76,7 +76,7 @@ class Command(Task):
             self.succeeded()
         elif judged.action is Action.ATTENTION and self.attentions < ATTENTION_LIMIT:
             self.attentions += 1
-            self.unit.attention(judged)
+            self.unit.attention(judged, self)
             self.again()
         elif judged.action is Action.RETRY and self.retries < len(BACK_OFF):
             self.retries += 1

@@ -241,8 +241,8 @@ class Fence:
             return False
         session = path.session
         settled, left = await replay(device, path)
-        if left is not None:
-            self.add(left, path, session, wanted=False, replayed=True)  # It may land later as any other change.
+        for request in left:
+            self.add(request, path, session, wanted=False, replayed=True)  # It may land later as any other change.
         if settled:
             self.replay_needed = False
             for item in self._unfenced:

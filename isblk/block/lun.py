@@ -16,12 +16,14 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import trio
+
 from isblk.block import mapping, probe
 from isblk.block.command import Command, ModeSense, Synchronize, Transfer, WriteSame
 from isblk.block.flush import Flushes
 from isblk.block.request import Geometry, Op, Request
 from isblk.block.series import Series, pieces
-from isblk.errors import ProtocolError, RequestFailed, RequestInvalid, TaskAborted, UsageError
+from isblk.errors import PathLost, ProtocolError, RequestFailed, RequestInvalid, TaskAborted, UsageError
 from isblk.scsi import cdb
 from isblk.scsi.data import Mode
 from isblk.scsi.lun_number import lun_text
@@ -72,6 +74,7 @@ class LogicalUnit:
         self._zero_ways = _zero_ways(description)
         self._starters = (self._read, self._write, self._flush, self._trim, self._zero)  # in the order of Op
         self._describe(description)
+        link.hearers[description.lun] = self.attention
 
     def _describe(self, description: probe.Description) -> None:
         """Everything that follows from the description, worked out once; the hot path reads it."""
@@ -144,14 +147,13 @@ class LogicalUnit:
 
     def _flush(self, request: Request) -> None:
         if self._geometry.write_cache:
-            self._flushes.submit(request)
+            before = self._power_ons  # Now: the SYNCHRONIZE CACHE that serves it may be sent later.
+            self._flushes.submit(Request(Op.FLUSH, done=lambda flush: request.finish(flush.error or self._lost_since(before))))
         else:
             request.finish(self.write_lost())
 
     def _synchronize(self, request: Request) -> None:
-        before = self._power_ons
-        sync = Request(Op.FLUSH, done=lambda sync: request.finish(sync.error or self._lost_since(before)))
-        self.link.submit(Synchronize(self, self._sync_cdb, sync))
+        self.link.submit(Synchronize(self, self._sync_cdb, request))
         self.kick()
 
     def _trim(self, request: Request) -> None:
@@ -217,7 +219,7 @@ class LogicalUnit:
         if self.on_full is not None:
             self.on_full()
 
-    def attention(self, judged: Verdict) -> None:
+    def attention(self, judged: Verdict, command: Command | None = None) -> None:
         """Note what the unit announced. Capacity and identity need a decision from above; the mode is read again here."""
         kind = judged.attention
         if kind is None:
@@ -227,10 +229,18 @@ class LogicalUnit:
         if kind is Attention.WRITE_LOST:
             self._write_lost = judged.reason
         elif kind in _MODE_UNSURE:
-            self._power_ons += kind is Attention.POWER_ON
+            if kind is Attention.POWER_ON:
+                self._powered_on(command)
             self._read_mode()
         if self.on_attention is not None:
             self.on_attention(kind)
+
+    def _powered_on(self, command: Command | None) -> None:
+        """Reads on their way may see what is left without the cache: they are not believed, nor is a flush (`_lost_since`)."""
+        self._power_ons += 1
+        for task in (command, *self.link.tasks()):
+            if isinstance(task, Transfer) and task.unit is self and task.request.op is Op.READ:
+                _distrust(task.request, f"LUN {lun_text(self.lun)} was powered on while it was read")
 
     def write_lost(self) -> Exception | None:
         """The error of the first FLUSH after the unit confessed that an acknowledged write failed; None ever after."""
@@ -282,12 +292,35 @@ class LogicalUnit:
         self._describe(replace(self.description, capacity=capacity))
         return self._geometry
 
+    async def listen(self) -> None:
+        """TEST UNIT READY (SPC-4 6.47): what the unit has to announce to this session is announced before this returns. Raises PathLost."""
+        finished = trio.Event()
+        request = Request(Op.READ, done=lambda _: finished.set())
+        self.link.submit(Command(self, cdb.test_unit_ready(), request))
+        self.kick()
+        await finished.wait()
+        if isinstance(request.error, PathLost):
+            raise request.error
+
     async def lba_status(self, offset: int, length: int) -> list[mapping.Extent]:
         """Provisioning of `length` bytes at `offset` (whole blocks), a hint. Raises CommandFailed, PathLost, ProtocolError."""
         return await mapping.block_status(self.link, self.description, offset, length)
 
     def __repr__(self) -> str:
         return f"<LogicalUnit {lun_text(self.lun)} {self._geometry.size} bytes>"
+
+
+def _distrust(request: Request, why: str) -> None:
+    """Let a request that is on its way end as aborted, whatever its end is. (Asking each one at its end would cost the hot path.)"""
+    done = request.done
+
+    def ended(request: Request) -> None:
+        request.done = done
+        request.error = request.error or TaskAborted(why)
+        if done is not None:
+            done(request)
+
+    request.done = ended
 
 
 def _zero_ways(description: probe.Description) -> list[bool]:

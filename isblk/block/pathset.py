@@ -136,8 +136,9 @@ class PathSet:
     async def _confirm_others(self, keeper: Keeper) -> None:
         """With unflushed writes, see that another session outlived this login; one that is dead unnoticed counts as lost from here on.
 
-        A target that restarted answers no ping of an old session. Without this, the path that came back first would read the state before
+        A target that restarted answers nothing on an old session. Without this, the path that came back first would read the state before
         the writes, and nobody would know. Writes on their way count: their answers may have left the target before it restarted.
+        Units are asked, not only the session: one that lost power behind it has told the session that was lost, perhaps, or none yet.
         """
         if not any(len(device.journal) or any(path.in_flight for path in device.paths) for device in self.devices.values()):
             return
@@ -146,6 +147,10 @@ class PathSet:
                 continue
             try:
                 await other.connection.ping()
+                for device in self.devices.values():
+                    unit = self._path(device, other).unit
+                    if unit is not None:
+                        await unit.listen()
             except PathLost as error:
                 self.down(other, error)
             else:

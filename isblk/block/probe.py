@@ -7,7 +7,7 @@ and what came before is moot: nothing has been read yet that they could make sta
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -57,7 +57,12 @@ T = TypeVar("T")
 
 
 class Link(Protocol):
-    """What a logical unit needs of its session; link.connection.Connection is one."""
+    """What a logical unit needs of its session; link.connection.Connection is one.
+
+    `hearers`, by LUN, are told what a unit in use announces to a command of control: it is told once to each session, to no other command.
+    """
+
+    hearers: dict[bytes, Callable[[Verdict], None]]
 
     def submit(self, task: Task) -> None:
         """Queue a task."""
@@ -67,6 +72,9 @@ class Link(Protocol):
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a plain function after some seconds."""
+
+    def tasks(self) -> Sequence[Task]:
+        """Those that have not finished."""
 
     async def execute(self, lun: bytes, cdb: bytes, read_length: int = 0, write: bytes = b"") -> Completion:
         """One command, waited for."""
@@ -126,7 +134,11 @@ async def execute(link: Link, lun: bytes, command: bytes, read_length: int = 0, 
             return completion.data
         if judged.action is Action.ATTENTION and attentions < ATTENTION_LIMIT:
             attentions += 1
-            log.info("LUN %s while it was probed: %s", lun_text(lun), judged.reason)
+            hearer = link.hearers.get(lun)
+            if hearer is not None:
+                hearer(judged)
+            else:
+                log.info("LUN %s while it was probed: %s", lun_text(lun), judged.reason)
         elif judged.action is Action.RETRY and retries < len(BACK_OFF):
             await trio.sleep(BACK_OFF[retries])
             retries += 1

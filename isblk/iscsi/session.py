@@ -75,8 +75,12 @@ class Session:
         return len(self._tasks) + len(self._waiting) + len(self._lent)
 
     def tasks(self) -> list[Task]:
-        """Every unfinished task, the oldest first."""
+        """Every task that waits for an answer, the oldest first."""
         return [*self._tasks.values(), *self._waiting]
+
+    def unfinished(self) -> list[Task]:
+        """The same, and before them those whose answer is here and not yet told."""
+        return [*self._lent, *self.tasks()]
 
     def submit(self, task: Task) -> None:
         """Queue a task; it is sent in order as soon as the command window allows (4.2.2.1)."""
@@ -102,13 +106,21 @@ class Session:
     def _give_back(self) -> None:
         """Finish the writes that were answered with data still queued: what was handed over before is sent by now."""
         count = self._handed if self.wire.out else len(self._lent)
-        finished, self._lent = self._lent[:count], self._lent[count:]
-        self._handed = len(self._lent)
-        _finish(finished)
+        self._handed = len(self._lent) - count
+        with ExitStack() as rest:  # One by one: for what the end of one sets off, those behind it have not ended (`unfinished`).
+            for _ in range(count):
+                rest.callback(self._give_one_back)
+
+    def _give_one_back(self) -> None:
+        if self._lent:  # Else the callback of one before it has ended the session.
+            self._lent.pop(0).finished()
 
     def _finish_early(self, task: Task) -> None:
-        """An answer that need not have waited for all data: some may still be queued, and the memory of a write is lent until `done`."""
-        if task.write_from is not None:
+        """An answer that need not have waited for all data: some may still be queued, and the memory of a write is lent until `done`.
+
+        Answers behind it wait with it: what they mean may depend on what it said (a unit attention comes before all that it is about).
+        """
+        if task.write_from is not None or self._lent:
             self._lent.append(task)
         else:
             task.finished()
@@ -299,7 +311,10 @@ class Session:
             if task.transferred != task.length or flags & _RESIDUAL:
                 _settle(task, flags, residual)
             del self._tasks[itt]
-            task.finished()
+            if self._lent:
+                self._finish_early(task)
+            else:
+                task.finished()
 
     def _scsi_response(self, bhs: memoryview, data: memoryview) -> None:
         """Hot. SCSI Response (11.4)."""
@@ -319,7 +334,7 @@ class Session:
             if task.transferred != task.length or flags & _RESIDUAL:
                 _settle(task, flags, residual)
         del self._tasks[itt]
-        if early:
+        if early or self._lent:
             self._finish_early(task)
         else:
             task.finished()

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
@@ -79,6 +80,7 @@ class Connection:
         self.moved_to: Portal | None = None
         self.on_leaving: Callable[[], None] | None = None
         self.may_reset = False
+        self.hearers: dict[bytes, Callable[[Any], None]] = {}
         self._sweeper = Sweeper(self)
         session.on_async = self._async
         plane.register(sock.fileno(), self)
@@ -94,6 +96,10 @@ class Connection:
     def submit(self, task: Task) -> None:
         """Queue a task; `kick` sends."""
         self.session.submit(task)
+
+    def tasks(self) -> list[Task]:
+        """Those that have not finished, the oldest first."""
+        return self.session.unfinished()
 
     def kick(self) -> None:
         """End of a batch: what was queued goes out with one sendmsg, at the end of the plane's batch when one is on."""

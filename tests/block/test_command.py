@@ -34,7 +34,7 @@ class FakeUnit:
         self.fulls = 0
         self.lost: Exception | None = None
 
-    def attention(self, judged: Verdict) -> None:
+    def attention(self, judged: Verdict, command: Command) -> None:
         self.announced.append(judged.attention)
 
     def write_lost(self) -> Exception | None:

@@ -324,12 +324,46 @@ async def test_a_flush_that_a_power_on_has_overtaken_is_none() -> None:
     """The cache it synchronized is not the one the writes before it went to. The attention comes with any command of the session."""
     unit, link = await unit_of(FakeDisk())
     link.hold = True
-    reading, flushing, behind = submit(unit, Op.READ, 0, 512), submit(unit, Op.FLUSH), submit(unit, Op.FLUSH)
+    reading, flushing, waiting = submit(unit, Op.READ, 0, 512), submit(unit, Op.FLUSH), submit(unit, Op.FLUSH)
     link.answer(scripted=attention(0x29, 0x01))
+    later = submit(unit, Op.FLUSH)
     link.hold = False
     unit.kick()
-    assert reading.error is None and isinstance(flushing.error, TaskAborted)
-    assert behind.error is None, "it was sent after the attention, and whoever asks for it knows"
+    assert reading.finished and isinstance(flushing.error, TaskAborted)
+    assert isinstance(waiting.error, TaskAborted), "the command that serves it went out later, but what it covers was written before"
+    assert later.finished and later.error is None
+
+
+@pytest.mark.logs("29/01")
+async def test_reads_that_a_power_on_has_overtaken_are_not_believed() -> None:
+    """They see what is left without the cache: the one that was told as well, for it is sent again at once."""
+    disk = FakeDisk()
+    unit, link = await unit_of(disk)
+    link.hold = True
+    told, behind, writing = submit(unit, Op.READ, 0, 512), submit(unit, Op.READ, 512, 512), submit(unit, Op.WRITE, 0, 512)
+    link.answer(scripted=attention(0x29, 0x01))
+    later = submit(unit, Op.READ, 0, 512)
+    link.hold = False
+    unit.kick()
+    assert isinstance(told.error, TaskAborted) and isinstance(behind.error, TaskAborted)
+    assert writing.error is None and later.error is None
+
+
+@pytest.mark.logs("29/01", "2A/09")
+async def test_what_is_announced_to_a_command_of_control_is_heard() -> None:
+    """A unit announces a thing once to each session, to whatever command comes next."""
+    disk = FakeDisk()
+    unit, link = await unit_of(disk)
+    heard: list[Attention] = []
+    unit.on_attention = heard.append
+    disk.script = [attention(0x2A, 0x09), attention(0x29, 0x01)]
+    await unit.refresh()
+    disk.script = [attention(0x29, 0x01)]
+    await unit.listen()
+    assert heard == [Attention.CAPACITY_CHANGED, Attention.POWER_ON, Attention.POWER_ON]
+    link.lose(PathLost("gone"))
+    with pytest.raises(PathLost):
+        await unit.listen()
 
 
 @pytest.mark.logs("29/01")
@@ -342,7 +376,7 @@ async def test_a_fua_write_whose_flush_comes_after_a_power_on_is_not_durable() -
     link.answer(1, scripted=attention(0x29, 0x01))
     link.hold = False
     unit.kick()
-    assert isinstance(writing.error, TaskAborted) and reading.error is None
+    assert isinstance(writing.error, TaskAborted) and reading.finished
     await write(unit, 0, b"d" * 512, fua=True)
     assert disk.durable[:512] == b"d" * 512
 

@@ -19,10 +19,11 @@ from isblk.block.probe import Description, probe
 from isblk.block.request import Op, Request
 from isblk.errors import IsblkError, PathLost
 from isblk.iscsi.names import Portal
+from isblk.iscsi.task import Task
 from isblk.link.keeper import Phase
 from isblk.scsi.data import AccessState
 from isblk.scsi.sense import Attention
-from support.fakelink import FakeDisk, FakeLink
+from support.fakelink import Answer, FakeDisk, FakeLink, attention
 
 LUN = bytes(8)
 NAA = bytes([0x01, 0x03, 0, 8, 0x60, 1, 2, 3, 4, 5, 6, 7])
@@ -42,7 +43,11 @@ class Session(FakeLink):
         self.may_reset = False
         self.pings = 0
         self.left: list[str] = []
+        self.scripted: list[Answer] = []  # for the next commands of this session alone
         self.dead = False
+
+    def answer(self, index: int = 0, scripted: Answer | None = None) -> Task:
+        return super().answer(index, scripted or (self.scripted.pop(0) if self.scripted else None))
 
     async def ping(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -227,6 +232,25 @@ async def test_a_session_that_lived_through_is_enough(autojump_clock: object) ->
         rig.down(0)
         await rig.up(0, disk)
         assert alive.pings == 1 and not device.fence.active and len(device.live) == 2
+
+
+@pytest.mark.logs("path .* is (up|down)", "29/01", "written again")
+async def test_a_unit_that_lost_power_behind_a_session_that_lived_through_is_asked(autojump_clock: object) -> None:
+    """The idle session would have announced it with its next command, which may be long after the other was believed."""
+    async with trio.open_nursery() as nursery:
+        rig, disk = Rig(nursery), identified()
+        device = await rig.device(disk)
+        await rig.up(0, disk)
+        alive = await rig.up(1, disk)
+        acknowledge(device)
+        rig.down(0)
+        disk.content[:] = disk.durable
+        rig.paths.reinstated(rig.keeper(0))
+        alive.scripted = [attention(0x29, 0x01)]
+        await rig.up(0, disk)
+        await trio.sleep(1)
+        assert device.power_ons == 1 and not device.fence.active and len(device.live) == 2
+        assert disk.durable == disk.content and len(device.journal) == 0
 
 
 async def test_a_path_that_is_left(autojump_clock: object) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import trio
 
-from isblk.block.replay import POWER_ONS, replay
-from isblk.block.request import Request
+from isblk.block.replay import POWER_ONS, TOGETHER, replay
+from isblk.block.request import Op, Request
 from isblk.errors import RequestFailed
 from support.fakepaths import Rig, aborted, unusable
 
@@ -33,27 +33,69 @@ async def test_everything_once_more_in_order_and_then_a_flush(autojump_clock: ob
         rig = journalled(nursery)
         rig.store.crash()
         rig.unit(0).hold = False
-        assert await replay(rig.device, rig.device.paths[0]) == (True, None)
+        assert await replay(rig.device, rig.device.paths[0]) == (True, [])
         assert in_order(rig) == [("WRITE", 1), ("WRITE", 1), ("FLUSH", 0)]
         assert len(rig.device.journal) == 0 and rig.store.durable[512] == 2
+
+
+@pytest.mark.logs("written again")
+async def test_what_does_not_overlap_goes_together(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery, count=1)
+        rig.up(0).hold = False
+        for block, count in ((1, 2), (4, 1), (2, 1), (3, 1), (2, 3)):
+            rig.submit(Op.WRITE, block, 7, count)
+        rig.unit(0).hold = True
+        nursery.start_soon(replay, rig.device, rig.device.paths[0])
+        for together in ([1, 4], [2, 3], [2], [0]):
+            await trio.sleep(0.1)
+            assert [command.request.offset // 512 for command in rig.unit(0).pending] == together
+            rig.unit(0).answer_all()
+        await trio.sleep(0.1)
+        assert len(rig.device.journal) == 0
+
+
+@pytest.mark.logs(r"path .* is down")
+async def test_of_several_errors_a_lost_path_weighs_most(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery, count=1)
+        rig.up(0).hold = False
+        for block in range(TOGETHER + 1):
+            rig.write(block, 7)
+        unit = rig.unit(0)
+        unit.hold = True
+        ended: list[Any] = []
+
+        async def replaying() -> None:
+            ended.extend(await replay(rig.device, rig.device.paths[0]))
+
+        nursery.start_soon(replaying)
+        await trio.sleep(0.1)
+        assert len(unit.pending) == TOGETHER
+        unit.answer(0, aborted())
+        rig.cut(0, sent=3)
+        await trio.sleep(0.1)
+        settled, left = ended
+        assert not settled and [request.offset // 512 for request in left] == [1, 2, 3]
+        rig.device.fence.replay_needed = False
 
 
 @pytest.mark.logs(r"path .* is down")
 async def test_what_is_left_on_a_lost_path_is_told(autojump_clock: object) -> None:
     async with trio.open_nursery() as nursery:
         rig = journalled(nursery)
-        found: list[Request | None] = []
+        found: list[Request] = []
 
         async def replaying() -> None:
             settled, left = await replay(rig.device, rig.device.paths[0])
             assert not settled
-            found.append(left)
+            found.extend(left)
 
         nursery.start_soon(replaying)
         await trio.sleep(0.1)
         rig.cut(0)
         await trio.sleep(0.1)
-        assert found[0] is not None and (found[0].op.name, found[0].offset) == ("WRITE", 512)
+        assert [(request.op.name, request.offset) for request in found] == [("WRITE", 512)]
         assert len(rig.device.journal) == 2
         rig.device.fence.replay_needed = False
 
@@ -63,7 +105,7 @@ async def test_what_only_the_path_refuses_is_not_settled(autojump_clock: object,
     async with trio.open_nursery() as nursery:
         rig = journalled(nursery)
         rig.unit(0).fail_next = [error]
-        assert await replay(rig.device, rig.device.paths[0]) == (False, None)
+        assert await replay(rig.device, rig.device.paths[0]) == (False, [])
         assert len(rig.device.journal) == 2
 
 
@@ -72,7 +114,7 @@ async def test_what_the_unit_refuses_is_lost_and_the_next_flush_says_so(autojump
     async with trio.open_nursery() as nursery:
         rig = journalled(nursery)
         rig.unit(0).fail_next = [RequestFailed("medium error")]
-        assert await replay(rig.device, rig.device.paths[0]) == (True, None)
+        assert await replay(rig.device, rig.device.paths[0]) == (True, [])
         assert "medium error" in str(rig.flush().error)
 
 

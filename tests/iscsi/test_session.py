@@ -530,6 +530,22 @@ def test_a_write_answered_early_keeps_its_answer_when_the_session_fails() -> Non
     assert script.finished == [task] and task.error is None and task.status == CHECK_CONDITION
 
 
+def test_answers_are_told_in_the_order_they_came() -> None:
+    """A unit attention that a write was told concerns the read and the flush that were answered behind it."""
+    script = Script(**UNSOLICITED)
+    write, read, flush = script.write(patterned(20_000)), script.read(512), script.command()
+    script.hear(
+        script.response(write.itt, CHECK_CONDITION), script.data_in(read.itt, bytes(512), status=0, final=True), script.response(flush.itt)
+    )
+    assert not script.finished and script.session.tasks() == [] and script.session.unfinished() == [write, read, flush]
+    behind: list[Task] = []
+    write.done = lambda task: (script.finished.append(task), behind.extend(script.session.unfinished()))[0]
+    script.said()
+    script.said()
+    assert script.finished == [write, read, flush] and script.session.open_tasks == 0
+    assert behind == [read, flush], "whoever acts on the first can still tell which come behind it"
+
+
 def test_a_good_write_is_done_within_the_delivery_of_its_answer() -> None:
     script = Script()
     task = script.write(b"abcd")

@@ -14,6 +14,7 @@ import trio
 
 from isblk.errors import IsblkError
 from isblk.iscsi.task import Task
+from isblk.scsi.sense import Verdict
 
 if TYPE_CHECKING:
     from isblk.link.connection import Completion
@@ -208,6 +209,7 @@ class FakeLink:
         self.lun_list_claim: int | None = None
         self.most_queued = 0
         self.short_by = 0
+        self.hearers: dict[bytes, Callable[[Verdict], None]] = {}
 
     @property
     def opcodes(self) -> list[int]:
@@ -262,6 +264,10 @@ class FakeLink:
             return scripted
         length = 8 * len(self.disks) if self.lun_list_claim is None else self.lun_list_claim
         return 0, b"", (length.to_bytes(4, "big") + bytes(4) + b"".join(self.disks))[:allocation]
+
+    def tasks(self) -> list[Task]:
+        """What is queued."""
+        return list(self.queue)
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Keep a timer until `elapse`."""

@@ -93,6 +93,7 @@ class FakeUnit:
         self.link = self
         self.on_attention: Callable[[Any], None] | None = None
         self.commands: list[bytes] = []
+        self.hearers: dict[bytes, Any] = {}
 
     @property
     def geometry(self) -> Geometry:
