@@ -220,7 +220,10 @@ class World:
         (kind,) = self.random.choices(names, [FAULTS[name][1] for name in names])
         self._work.forget()
         self._probe_longest = 0.0
-        await FAULTS[kind][0](self)
+        with trio.move_on_after(HANG_SECONDS) as scope:
+            await FAULTS[kind][0](self)
+        if scope.cancelled_caught:
+            raise AssertionError(f"the fault {kind} did not come about in {HANG_SECONDS:g} s: {self._device.paths}")
         await self._healthy()
         self.report.faults[kind] += 1
         self.report.stalls[kind].append(self._probe_longest)

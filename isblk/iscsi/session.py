@@ -54,7 +54,6 @@ class Session:
         self.negotiated = login.negotiated
         self.state = State.LOGGED_IN
         self.error: IsblkError | None = None
-        self.on_async: Callable[[AsyncMessage], None] | None = None
         self.epoch = 0
         self.wire = Wire(login)
         self._kind = "discovery" if discovery else "normal"
@@ -65,6 +64,8 @@ class Session:
         self._lent: list[Task] = []
         self._handed = 0
         self._next_itt = 1
+        self._on_async: Callable[[AsyncMessage], None] | None = None
+        self._unheard: list[AsyncMessage] = []
         self._data_out = DataOut(self.negotiated)
 
     # ------------------------------------------------------------------ what the owner asks
@@ -77,6 +78,13 @@ class Session:
     def tasks(self) -> list[Task]:
         """Every task that waits for an answer, the oldest first."""
         return [*self._tasks.values(), *self._waiting]
+
+    def listen(self, on_async: Callable[[AsyncMessage], None]) -> None:
+        """Hear of asynchronous messages, also of those that came in one piece with the login's last answer."""
+        self._on_async = on_async
+        unheard, self._unheard = self._unheard, []
+        for message in unheard:
+            on_async(message)
 
     def unfinished(self) -> list[Task]:
         """The same, and before them those whose answer is here and not yet told."""
@@ -395,8 +403,11 @@ class Session:
         event = word36 >> 24
         sense = _sense(data) if event == pdu.AsyncEvent.SCSI_EVENT else b""
         parameters = (word36 & 0xFFFF, word40 >> 16, word40 & 0xFFFF)
-        if self.on_async is not None:
-            self.on_async(AsyncMessage(event, word36 >> 16 & 0xFF, parameters, bytes(bhs[8:16]), sense))
+        message = AsyncMessage(event, word36 >> 16 & 0xFF, parameters, bytes(bhs[8:16]), sense)
+        if self._on_async is None:
+            self._unheard.append(message)
+        else:
+            self._on_async(message)
 
     def _reject(self, bhs: memoryview, data: memoryview) -> None:
         """Reject (11.17): the header it quotes says whose request failed; a CmdSN the target has not taken is plugged (7.3)."""

@@ -82,8 +82,8 @@ class Connection:
         self.may_reset = False
         self.hearers: dict[bytes, Callable[[Any], None]] = {}
         self._sweeper = Sweeper(self)
-        session.on_async = self._async
         plane.register(sock.fileno(), self)
+        session.listen(self._async)
         self.kick()
 
     # ------------------------------------------------------------------ plain functions: the data path

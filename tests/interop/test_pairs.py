@@ -375,7 +375,7 @@ def test_held_commands_close_the_window_and_their_end_opens_it(open_pair: Callab
 def test_an_async_message_is_understood(open_pair: Callable[..., Pair]) -> None:
     pair = open_pair(Offer())
     heard: list[AsyncMessage] = []
-    pair.session.on_async = heard.append
+    pair.session.listen(heard.append)
     pair.target.request_logout(7)
     pair.settle()
     assert heard == [AsyncMessage(1, 0, (0, 0, 7), LUN_0, b"")]

@@ -24,6 +24,7 @@ from isblk.link.opening import REDIRECTS, Access, log_in, opened
 from isblk.link.plane import running_plane
 from isblk.scsi import cdb
 from isblk.target.config import Offer, PortalConfig, Redirect
+from isblk.target.core import Connection as TargetConnection
 from isblk.target.login import Login
 from support.scripts import NO_TAG, Sent, pdu_bytes, taken_apart, target_bhs, words
 from support.targets import AWKWARD, RunningTarget, disk, running_target
@@ -102,6 +103,19 @@ async def test_a_session_carries_commands_and_is_logged_out() -> None:
             assert (await connection.execute(LUN_0, cdb.inquiry(36), 36)).data[:1] == b"\0"
         assert connection.error is None and connection.closed.is_set()
         await no_session(target)
+
+
+async def test_a_logout_requested_right_behind_the_login_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    entering = TargetConnection._enter_full_feature
+
+    def and_leaving(connection: TargetConnection, session: Any) -> None:
+        entering(connection, session)
+        connection.request_logout(2)
+
+    monkeypatch.setattr(TargetConnection, "_enter_full_feature", and_leaving)
+    async with running_target() as target, session(target.portal, name=target.name) as connection:
+        await connection.closed.wait()
+        assert [event.event for event in connection.events] == [1] and "asked for a logout" in str(connection.error)
 
 
 async def test_a_discovery_session_names_no_target() -> None:
