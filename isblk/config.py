@@ -20,6 +20,7 @@ from isblk.link.sweeper import Timing
 
 SECRET_VARIABLE = "ISBLK_SECRET"
 TARGET_SECRET_VARIABLE = "ISBLK_TARGET_SECRET"
+CREDENTIAL = "credential:"
 SECRET_FILE_LIMIT = 4096
 """Bytes of a secret file read."""
 
@@ -171,21 +172,31 @@ def credentials(
             raise UsageError(f"{option} gives a secret but no name goes with it: give the user too")
         return None
     if path is not None:
-        return Credentials(user, read_secret(Path(path)))
+        return Credentials(user, read_secret(Path(path)) if not path.startswith(CREDENTIAL) else _credential(path, environment))
     if variable in environment:
         return Credentials(user, os.fsencode(environment[variable]))
     raise UsageError(f"no secret for the CHAP user {user}: put it into a file of mode 0600 and give {option} FILE, or set ${variable}")
 
 
-def read_secret(path: Path) -> bytes:
-    """The first line of a secret file that nobody else can read. Raises UsageError."""
+def _credential(path: str, environment: Mapping[str, str]) -> bytes:
+    """The secret in a credential that systemd passes, written credential:NAME; its directory is the unit's alone (systemd.exec(5))."""
+    name, directory = path.removeprefix(CREDENTIAL), environment.get("CREDENTIALS_DIRECTORY")
+    if not name or "/" in name:
+        raise UsageError(f"{path} names no credential: it is {CREDENTIAL}NAME, with the name of LoadCredential= in the unit")
+    if directory is None:
+        raise UsageError(f"{path} is a credential of systemd, and none are passed here: run isblk from a unit with LoadCredential=")
+    return read_secret(Path(directory) / name, alone=False)
+
+
+def read_secret(path: Path, alone: bool = True) -> bytes:
+    """The first line of a secret file that nobody else can read, which is not looked at without `alone`. Raises UsageError."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             line = file.read(SECRET_FILE_LIMIT).split(b"\n", 1)[0].rstrip(b"\r")
     except OSError as error:
         raise UsageError(f"the secret file {path} cannot be read: {error.strerror}") from error
-    if stat.S_ISREG(mode) and mode & 0o077:
+    if alone and stat.S_ISREG(mode) and mode & 0o077:
         raise UsageError(f"others can read the secret file {path} (mode {mode & 0o777:04o}): chmod 600 it")
     if not line:
         raise UsageError(f"the secret file {path} has nothing on its first line")

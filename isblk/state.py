@@ -100,6 +100,15 @@ def initiator_name(
     return _name_from(system_file) or _kept_name(state)
 
 
+def known_name(state: Path, system_file: Path = SYSTEM_NAME_FILE) -> tuple[str, str]:
+    """The name that `initiator_name` would find without option and environment, and where; nothing is made. Raises UsageError."""
+    for path in (system_file, state / "initiatorname.iscsi"):
+        name = _name_from(path)
+        if name is not None:
+            return name, str(path)
+    return "-", f"made when it is first needed, and kept in {state}"
+
+
 def _kept_name(state: Path) -> str:
     path = state / "initiatorname.iscsi"
     name = _name_from(path)

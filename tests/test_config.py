@@ -277,3 +277,26 @@ def test_a_secret_may_come_through_a_pipe() -> None:
         assert read_secret(Path(f"/dev/fd/{reader}")) == SECRET.encode()
     finally:
         os.close(reader)
+
+
+# -------------------------------------------------------------------------------------------------------------- credentials of systemd
+
+
+def test_a_secret_may_be_a_credential_of_the_unit(tmp_path: Path) -> None:
+    secret_file(tmp_path / "nas", mode=0o440)  # as systemd leaves it for a service that is not root's: an access list shows as group bits
+    found = credentials("me", "credential:nas", "NOT_SET", "--secret-file", {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert found is not None and found.secret == SECRET.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "match"),
+    [
+        ("credential:nas", {}, r"none are passed here: .*LoadCredential="),
+        ("credential:", {"CREDENTIALS_DIRECTORY": "/x"}, "names no credential"),
+        ("credential:../x", {"CREDENTIALS_DIRECTORY": "/x"}, "names no credential"),
+        ("credential:nas", {"CREDENTIALS_DIRECTORY": "/nowhere"}, "/nowhere/nas cannot be read"),
+    ],
+)
+def test_a_credential_that_is_not_there(text: str, environment: dict[str, str], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        credentials("me", text, "NOT_SET", "--secret-file", environment)

@@ -14,7 +14,7 @@ import pytest
 from isblk import state
 from isblk.errors import UsageError
 from isblk.iscsi.names import is_normal_name
-from isblk.state import MAX_SLOTS, Slot, claim_slot, initiator_name, make_directory, places
+from isblk.state import MAX_SLOTS, Slot, claim_slot, initiator_name, known_name, make_directory, places
 
 ABSENT = Path("/nonexistent/initiatorname.iscsi")
 
@@ -195,3 +195,13 @@ def test_without_a_place_to_keep_it_the_isid_is_one_of_chance(tmp_path: Path) ->
         assert one.isid.value[0] == 0x80
         assert one.isid != two.isid
         assert repr(one).startswith("<Slot of chance")
+
+
+def test_the_name_that_would_be_used_is_looked_up_and_none_is_made(tmp_path: Path) -> None:
+    system = tmp_path / "system"
+    assert known_name(tmp_path / "state", system) == ("-", f"made when it is first needed, and kept in {tmp_path / 'state'}")
+    assert not (tmp_path / "state").exists()
+    made = initiator_name(tmp_path / "state", None, {}, system)
+    assert known_name(tmp_path / "state", system) == (made, str(tmp_path / "state" / "initiatorname.iscsi"))
+    system.write_text("InitiatorName=iqn.2026-11.test:host\n")
+    assert known_name(tmp_path / "state", system) == ("iqn.2026-11.test:host", str(system))

@@ -18,6 +18,7 @@ COMMANDS = {
     "nbd": "Export logical units over NBD.",
     "umount": "Unmount, write back and log out.",
     "status": "Show what runs: devices, paths, counters.",
+    "config": "Show the settings that hold, and where they come from.",
     "perf": "Measure a logical unit.",
     "target": "Run the embedded iSCSI target.",
 }
@@ -83,3 +84,8 @@ def main() -> None:
 
     Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 not found, 4 login refused, 5 unreachable, 6 I/O error, 130 interrupted.
     """
+    from isblk.cli.configured import apply_places
+    from isblk.cli.running import errors_as_sentences
+
+    with errors_as_sentences():
+        apply_places()

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from isblk.cli.configured import Configured
 from isblk.cli.options import discovery_options, json_option
 from isblk.cli.running import run
 from isblk.cli.session import logged_in
@@ -14,7 +15,7 @@ from isblk.discover.sendtargets import TargetRecord, send_targets
 from isblk.iscsi.names import Portal, printable
 
 
-@click.command("discover")
+@click.command("discover", cls=Configured)
 @click.argument("portal", metavar="PORTAL")
 @discovery_options
 @json_option

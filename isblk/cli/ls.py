@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from isblk.block.probe import Description, probe, probe_all
+from isblk.cli.configured import Configured
 from isblk.cli.options import json_option, session_options
 from isblk.cli.running import run
 from isblk.cli.session import to_target
@@ -18,7 +19,7 @@ from isblk.scsi.lun_number import lun_from_bytes, lun_text, lun_to_bytes
 HEADINGS = ("LUN", "TYPE", "SIZE", "BLOCK", "VENDOR", "PRODUCT", "SERIAL", "WWID")
 
 
-@click.command("ls")
+@click.command("ls", cls=Configured)
 @click.argument("target", metavar="TARGET")
 @session_options
 @json_option

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import trio
 
+from isblk.cli.configured import Configured
 from isblk.cli.options import lun_option, option_words, path_options, session_options
 from isblk.cli.running import errors_as_sentences
 from isblk.cli.service import PATH_OPTIONS, Service, detach
@@ -26,7 +27,7 @@ from isblk.state import make_directory, places
 OPTIONS = ("ro", "rw", "allow_other")
 
 
-@click.command("mount")
+@click.command("mount", cls=Configured)
 @click.argument("target", metavar="TARGET")
 @click.argument("mountpoint", metavar="MOUNTPOINT")
 @lun_option

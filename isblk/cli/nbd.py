@@ -10,6 +10,7 @@ from typing import Any
 import click
 import trio
 
+from isblk.cli.configured import Configured
 from isblk.cli.options import Lun, option_words, path_options, session_options
 from isblk.cli.running import errors_as_sentences
 from isblk.cli.service import PATH_OPTIONS, Service, detach
@@ -39,7 +40,7 @@ class Places:
     tls_psk: Path | None
 
 
-@click.command("nbd")
+@click.command("nbd", cls=Configured)
 @click.argument("target", metavar="TARGET")
 @click.option(
     "--socket", type=click.Path(path_type=Path), metavar="PATH", help="Listen at this unix socket, which only this user can open."

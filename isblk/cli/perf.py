@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from isblk.block.stack import Disk, open_disk
+from isblk.cli.configured import Configured
 from isblk.cli.options import Size, json_option, lun_option, session_options
 from isblk.cli.running import run
 from isblk.cli.session import to_target
@@ -19,7 +20,7 @@ from isblk.link.connection import Connection
 from isblk.perf import PATTERNS, Result, Runner, Sample, Workload
 
 
-@click.command("perf")
+@click.command("perf", cls=Configured)
 @click.argument("target", metavar="TARGET")
 @lun_option
 @click.option("--rw", "pattern", type=click.Choice(PATTERNS), default="randread", show_default=True, help="What to do.")

@@ -21,6 +21,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     for variable, name in (("ISBLK_STATE_DIR", "state"), ("ISBLK_RUN_DIR", "run")):
         monkeypatch.setenv(variable, str(tmp_path / name))
     monkeypatch.setenv("ISBLK_INITIATOR_NAME", "iqn.2026-11.test.isblk:commands")
+    monkeypatch.setenv("ISBLK_CONFIG", "")
     for variable in ("ISBLK_SECRET", "ISBLK_TARGET_SECRET"):
         monkeypatch.delenv(variable, raising=False)
 

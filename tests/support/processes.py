@@ -74,6 +74,7 @@ class Processes:
         self.home = home
         self.started: list[Started] = []
         self.env = {
+            "ISBLK_CONFIG": "",
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(home),
             # By name, since root ignores the XDG variables (isblk/state.py).

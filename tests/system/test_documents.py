@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ import click
 import pytest
 
 from isblk.cli import COMMANDS, main
+from isblk.settings import FILE_VARIABLE, GLOBAL_SETTINGS, SETTINGS, Settings, parse
 from support.mounts import Mounts
 from support.processes import Processes, isblk
 from support.waiting import free_port
@@ -33,6 +35,7 @@ def shape(output: str) -> list[str]:
     """Lines of which numbers, names of this run and spacing are taken out: what is left must be as the README says."""
     plain = re.sub(r"/\S+/(?=\w+ )", "DIR/", output)
     plain = re.sub(r"socket=/\S+/", "socket=DIR/", plain)
+    plain = re.sub(r"/\S+/(?=isblk\.conf)", "DIR/", plain)
     plain = re.sub(r"naa\.\w+|\b[0-9a-f]{12,16}\b", "ID", plain)
     plain = re.sub(r"\d[\d,.:]*( [KMGT]?i?B\b)?", "N", plain)
     return [" ".join(line.split()) for line in plain.splitlines()]
@@ -44,7 +47,7 @@ def test_every_command_of_the_readme_runs_and_prints_what_it_says(
     text = (ROOT / "README.md").read_text()
     for port in ("3260", "3261", "3262", "3263"):
         text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}")
-    script, said = ["set -e"], []
+    script, said = ["set -e", "unset ISBLK_CONFIG"], []
     lines = "".join(blocks(text)).splitlines()
     for line in lines:
         if line.startswith(("$ ", "# ")):
@@ -61,7 +64,7 @@ def test_every_command_of_the_readme_runs_and_prints_what_it_says(
     (tmp_path / "bin" / "isblk").write_text(f'#!/bin/sh\nexec {shlex.join(isblk())} "$@"\n')
     (tmp_path / "bin" / "isblk").chmod(0o755)
     path = f"{tmp_path / 'bin'}:{processes.env['PATH']}"
-    done = processes.run(["bash", "-c", "\n".join(script)], cwd=place, env={"PATH": path}, code=None)
+    done = processes.run(["bash", "-c", "\n".join(script)], cwd=place, env={"PATH": path, "XDG_CONFIG_HOME": ""}, code=None)
     printed = done.stdout.split("@@@\n")[1:]
     assert done.wait() == 0, f"{said[len(printed) - 1][0]}: {done.stderr}"
     for (command, *expected), actual in zip(said, printed, strict=True):
@@ -136,9 +139,9 @@ def test_a_word_that_is_no_command_is_a_usage_error(processes: Processes) -> Non
     assert processes.run(isblk("--version")).stdout.startswith("isblk, version 0.")
 
 
-def manual(processes: Processes) -> str:
+def manual(processes: Processes, page: str = "isblk.1") -> str:
     env = {"MANWIDTH": "200", "MANPAGER": "cat", "MAN_KEEP_FORMATTING": "", "LC_ALL": "C.UTF-8"}
-    shown = processes.run(["man", "--warnings=w", "-l", str(ROOT / "man" / "isblk.1")], env=env)
+    shown = processes.run(["man", "--warnings=w", "-l", str(ROOT / "man" / page)], env=env)
     assert not shown.stderr, "man has warnings"
     return re.sub(r".\x08", "", shown.stdout)
 
@@ -156,6 +159,16 @@ def test_the_manual_page_knows_every_command_and_option(processes: Processes) ->
         assert not missing, f"{name}: {missing}"
 
 
+def test_the_manual_page_of_the_configuration_knows_every_setting_and_its_example_is_one(processes: Processes) -> None:
+    page = manual(processes, "isblk.conf.5")
+    missing = [name for name in (*SETTINGS, *GLOBAL_SETTINGS) if not re.search(rf"(?<![\w-]){name}(?![\w-])", page)]
+    assert not missing
+    example = page[page.index("EXAMPLES") : page.index("With this")].split("\n", 1)[1]
+    found = Settings([parse(Path("isblk.conf"), textwrap.dedent(example))])
+    assert found.for_target("iqn.2001-05.com.example:disks")["policy"].value == "round-robin"
+    assert found.for_target("iqn.2001-05.com.example:shared")["shared"].value is True
+
+
 def test_the_manual_page_knows_the_exit_codes_variables_and_files(processes: Processes) -> None:
     from isblk import config, state
     from isblk.errors import ExitCode
@@ -164,5 +177,5 @@ def test_the_manual_page_knows_the_exit_codes_variables_and_files(processes: Pro
     for code in ExitCode:
         assert re.search(rf"^     {int(code)} ", page, re.MULTILINE), code
     variables = (config.SECRET_VARIABLE, config.TARGET_SECRET_VARIABLE, state.NAME_VARIABLE, state.STATE_VARIABLE, state.RUN_VARIABLE)
-    for text in (*variables, str(state.SYSTEM_NAME_FILE), "/var/lib/isblk", "/run/isblk"):
+    for text in (*variables, FILE_VARIABLE, str(state.SYSTEM_NAME_FILE), "/var/lib/isblk", "/run/isblk"):
         assert text in page, text
