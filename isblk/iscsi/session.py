@@ -107,9 +107,16 @@ class Session:
         """What must be sent now, in wire order: headers, and views of the tasks' own data. Ask again only when all of it was sent."""
         if self._lent:
             self._give_back()
+        elif not self.wire.out:
+            return []
         out, self.wire.out = self.wire.out, []
         self._exchanges.sent()
         return out
+
+    @property
+    def has_output(self) -> bool:
+        """Whether `outgoing` should be asked: something is to be sent, or given back."""
+        return bool(self.wire.out or self._lent)
 
     def _give_back(self) -> None:
         """Finish the writes that were answered with data still queued: what was handed over before is sent by now."""

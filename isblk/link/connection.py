@@ -117,7 +117,8 @@ class Connection:
             self._flush()
         if events & ~WRITABLE and not self.closed.is_set():
             self._receive()
-        self.kick()
+        if self.session.has_output:
+            self.kick()
 
     def broken(self, error: Exception) -> None:
         """Something below or above failed while handling this connection."""
