@@ -113,6 +113,9 @@ discovery_options = _stacked(
     ),
     click.option("-v", "--verbose", count=True, help="Say what happens; twice: everything."),
     click.option("--trace", is_flag=True, help="Print every PDU as one line (never its payload)."),
+    click.option(
+        "--pcap", type=click.Path(dir_okay=False, resolve_path=True), metavar="FILE", help="Capture the wire for Wireshark, data included."
+    ),
 )
 """Who to be and how to log in; a discovery names its portal by itself."""
 session_options = _stacked(_portals, discovery_options)

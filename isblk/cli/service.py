@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from isblk.cli.running import fail, trace_pdu
-from isblk.cli.session import logged_in
+from isblk.cli.session import capturing, logged_in
 from isblk.config import LoginOptions, PathOptions, Target, make_access
 from isblk.control import failure_note
 from isblk.detach import run_detached
@@ -69,6 +69,7 @@ class Service:
             isids = tuple(slots.enter_context(claim_slot(state, f"{target.name} at {portal}")).isid for portal in target.portals)
             access = make_access(name, isids[0], self._wanted, target=target, trace=trace)
             access, stop = replace(access, time2wait=0, timing=self._timing), trio.Event()
+            access = slots.enter_context(capturing(self._options["pcap"], access))
             await interruptible(stop, ready, lambda started: self._serve(target, isids, access, stop, started))
 
     async def _with_all_portals(self, target: Target) -> Target:

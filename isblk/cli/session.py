@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from isblk.capture import Capture
 from isblk.cli.options import DIGESTS
 from isblk.cli.running import log_to_stderr, trace_pdu
 from isblk.config import LoginOptions, Target, make_access
 from isblk.iscsi.names import Portal
 from isblk.link.connection import Connection
-from isblk.link.opening import opened
+from isblk.link.opening import Access, opened
 from isblk.link.plane import Plane, running_plane
 from isblk.state import claim_slot, initiator_name, places
 
-PORTAL_OPTIONS = ("portals", "all_portals", "verbose", "trace", "initiator_name", "digest")
+PORTAL_OPTIONS = ("portals", "all_portals", "verbose", "trace", "pcap", "initiator_name", "digest")
 
 
 def login_options(options: dict[str, Any]) -> LoginOptions:
@@ -35,8 +38,19 @@ async def logged_in(target: Target | None, portals: Sequence[Portal], options: d
     with claim_slot(state, f"{target_name or 'discovery'} at {portals[0]}") as slot:
         trace = trace_pdu if options["trace"] else None
         access = make_access(name, slot.isid, wanted, target=target, trace=trace)
-        async with running_plane() as plane, opened(plane, portals, target_name, access) as connection:
-            yield plane, connection
+        with capturing(options["pcap"], access) as heard:
+            async with running_plane() as plane, opened(plane, portals, target_name, heard) as connection:
+                yield plane, connection
+
+
+@contextmanager
+def capturing(path: str | None, access: Access) -> Iterator[Access]:
+    """The same access, whose connections are captured in the file for the length of the block where one is named. Raises UsageError."""
+    if path is None:
+        yield access
+        return
+    with closing(Capture(Path(path))) as capture:
+        yield replace(access, tap=capture.tap)
 
 
 def to_target(target: Target, options: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -57,10 +57,32 @@ class Traffic:
     sends: int = 0
 
 
+class Tap(Protocol):
+    """Hears the bytes of one connection, the login's first; capture.Tap is one. Plain functions, which raise nothing."""
+
+    def sent(self, buffers: Sequence[bytes | memoryview], count: int) -> None:
+        """The first `count` bytes of these went out."""
+
+    def received(self, data: bytes | memoryview) -> None:
+        """These came in."""
+
+    def logged_in(self) -> None:
+        """The login is over."""
+
+
 class Connection:
     """A logged-in connection. `closed` is set when it has ended, `error` then says why (None after a clean logout)."""
 
-    def __init__(self, plane: Plane, sock: socket.socket, framer: Framer, session: Session, portal: Portal, timing: Timing) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        sock: socket.socket,
+        framer: Framer,
+        session: Session,
+        portal: Portal,
+        timing: Timing,
+        tap: Tap | None = None,
+    ) -> None:
         self.session = session
         self.portal = portal
         self.timing = timing
@@ -70,6 +92,7 @@ class Connection:
         self.events: list[AsyncMessage] = []
         self._plane = plane
         self._socket = sock
+        self._tap = tap
         self._framer = framer
         self._unsent: Sequence[bytes | memoryview] = ()
         self._position = 0
@@ -164,6 +187,8 @@ class Connection:
                 return
             traffic.bytes_received += count
             traffic.receives += 1
+            if self._tap is not None:
+                self._tap.received(buffer[:count])
             framer.received(count)
             if count < len(buffer) or self.closed.is_set():
                 break
@@ -188,6 +213,8 @@ class Connection:
                 break
             self.traffic.bytes_sent += sent
             self.traffic.sends += 1
+            if self._tap is not None:
+                self._tap.sent(unsent, sent)
             self._drop(sent)
         # Only now: what a callback of `outgoing` kicks is picked up by the loop, not by a second flush within this one.
         self._dirty = False

@@ -22,7 +22,7 @@ from isblk.iscsi.framer import Framer, frame
 from isblk.iscsi.login import AuthenticationFailed, LoginConversation, LoginSettings, Redirect
 from isblk.iscsi.names import Isid, Portal
 from isblk.iscsi.session import Session
-from isblk.link.connection import Connection
+from isblk.link.connection import Connection, Tap
 from isblk.link.plane import Plane
 from isblk.link.sweeper import Timing
 
@@ -50,6 +50,7 @@ class Access:
     data_digest: str = "allow"
     timing: Timing = field(default_factory=Timing)
     trace: Callable[[str, str], None] | None = None
+    tap: Callable[[socket.socket], Tap] | None = None
     spelled: str | None = None
     time2wait: int = 2
 
@@ -226,20 +227,25 @@ async def _converse(plane: Plane, sock: socket.socket, portal: Portal, settings:
     conversation = LoginConversation(settings)
     sink = _LoginSink(conversation, access, settings.target_name is None)
     sink.say(*conversation.start())
+    tap = access.tap(sock) if access.tap is not None else None
     try:
         while sink.session is None:
-            await _send_all(sock, b"".join(sink.out))
+            await _send_all(sock, b"".join(sink.out), tap)
             sink.out.clear()
-            await _receive_some(sock, sink.framer, conversation)
+            await _receive_some(sock, sink.framer, conversation, tap)
     except Redirect:
         raise
     except IsblkError as error:
         error.args = (f"{portal}: {error}",)
         raise
-    return Connection(plane, sock, sink.framer, sink.session, portal, access.timing)
+    if tap is not None:
+        tap.logged_in()
+    return Connection(plane, sock, sink.framer, sink.session, portal, access.timing, tap)
 
 
-async def _send_all(sock: socket.socket, data: bytes) -> None:
+async def _send_all(sock: socket.socket, data: bytes, tap: Tap | None) -> None:
+    if tap is not None:
+        tap.sent([data], len(data))
     while data:
         try:
             data = data[sock.send(data) :]
@@ -247,13 +253,16 @@ async def _send_all(sock: socket.socket, data: bytes) -> None:
             await trio.lowlevel.wait_writable(sock)
 
 
-async def _receive_some(sock: socket.socket, framer: Framer, conversation: LoginConversation) -> None:
+async def _receive_some(sock: socket.socket, framer: Framer, conversation: LoginConversation, tap: Tap | None) -> None:
+    buffer = framer.receive_buffer()
     while True:
         try:
-            count = sock.recv_into(framer.receive_buffer())
+            count = sock.recv_into(buffer)
             break
         except BlockingIOError:
             await trio.lowlevel.wait_readable(sock)
     if not count:
         raise conversation.closed()
+    if tap is not None:
+        tap.received(buffer[:count])
     framer.received(count)

@@ -88,6 +88,7 @@ def test_defaults_of_a_session() -> None:
         "login_timeout": 15.0,
         "verbose": 0,
         "trace": False,
+        "pcap": None,
     }
 
 

@@ -23,7 +23,7 @@ from isblk.link.opening import Access
 from isblk.link.sweeper import Timing
 
 NAME = "iqn.2026-11.test.isblk:x"
-OPTIONS = {"initiator_name": "iqn.2026-11.test.isblk:service", "trace": False, "all_portals": False}
+OPTIONS = {"initiator_name": "iqn.2026-11.test.isblk:service", "trace": False, "pcap": None, "all_portals": False}
 
 
 def served(tmp_path: Path, serve: cli.Serve) -> Service:

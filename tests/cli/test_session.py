@@ -28,6 +28,7 @@ OPTIONS: dict[str, Any] = {
     "login_timeout": 5.0,
     "verbose": 0,
     "trace": False,
+    "pcap": None,
 }
 
 
