@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from isblk import __version__
 
@@ -21,6 +22,7 @@ COMMANDS = {
     "config": "Show the settings that hold, and where they come from.",
     "perf": "Measure a logical unit.",
     "target": "Run the embedded iSCSI target.",
+    "completion": "Print a completion script for bash, zsh or fish.",
 }
 """Every command with its line in `isblk --help`; the module of a command is `isblk.cli.NAME`, the function in it `command`."""
 
@@ -39,6 +41,11 @@ class LazyGroup(click.Group):
         command = import_module(f"isblk.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names without importing anything: whoever presses the tabulator waits."""
+        named = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return [*named, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list without importing anything."""

@@ -29,7 +29,7 @@ OPTIONS = ("ro", "rw", "allow_other")
 
 @click.command("mount", cls=Configured)
 @click.argument("target", metavar="TARGET")
-@click.argument("mountpoint", metavar="MOUNTPOINT")
+@click.argument("mountpoint", type=click.Path(), metavar="MOUNTPOINT")
 @lun_option
 @click.option("-o", "mount_options", multiple=True, metavar="OPTION[,...]", help="ro, rw or allow_other, as for mount(8).")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")

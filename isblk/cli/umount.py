@@ -17,7 +17,7 @@ from isblk.state import places
 
 
 @click.command("umount")
-@click.argument("mountpoint", metavar="MOUNTPOINT")
+@click.argument("mountpoint", type=click.Path(), metavar="MOUNTPOINT")
 @click.option("--timeout", type=click.FloatRange(1, 86400), default=control.STOP_DEADLINE, show_default=True, help="Seconds to wait.")
 def command(mountpoint: str, timeout: float) -> None:
     """Unmount MOUNTPOINT and return when everything is written back and the session is logged out.
