@@ -66,8 +66,8 @@ def target() -> Iterator[TargetProcess]:
 def lab(guest: Guest, target: TargetProcess) -> Iterator[Lab]:
     yield Lab(guest, target)
     guest.run(
-        "umount -q /mnt; for device in $(cd /sys/block; echo nbd*); do test ! -e /sys/block/$device/pid || isblk detach --force /dev/$device; "
-        "done; rm -f /run/log /run/dd",
+        "umount -q /mnt; for device in $(cd /sys/block; echo nbd*); do "
+        "test ! -e /sys/block/$device/pid || isblk detach --force /dev/$device; done; rm -f /run/log /run/dd",
         code=None,
         seconds=100,
     )
@@ -111,10 +111,10 @@ def test_any_free_device_and_several_connections(lab: Lab) -> None:
     shown = {"connections": 3, "timeout": 500, "dead_connection_timeout": 9, "block_size": 512, "size": SIZE, "replaced_connections": 0}
     assert (found["kind"], found["block_device"]) == ("attach", {"path": "/dev/nbd3", **shown})
     assert len(found["clients"]) == 3
-    fio = "fio --name=x --filename=/dev/nbd3 --size=8m --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c"
-    lab.guest.run(f"{fio} --numjobs=2 --offset_increment=8m --group_reporting", seconds=100)
+    fio = "fio --name=x --filename=/dev/nbd3 --size=2m --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c"
+    lab.guest.run(f"{fio} --numjobs=2 --offset_increment=2m --group_reporting", seconds=100)
     used = [client["counters"]["writes"] for client in lab.status("/dev/nbd3")["clients"]]
-    assert sum(used) >= 4096 and sum(map(bool, used)) >= 2, "the kernel spreads requests over the connections"
+    assert sum(used) >= 1024 and sum(map(bool, used)) >= 2, "the kernel spreads requests over the connections"
     text = lab.guest.run("isblk status")
     assert "/dev/nbd3" in text and "64.0 MiB in blocks of 512, 3 connections, timeout 500 s, dead connection timeout 9 s" in text
     assert lab.guest.run(f"isblk attach {lab.where()} any").strip() == "/dev/nbd0"
@@ -147,7 +147,8 @@ def test_a_device_in_use_is_detached_by_force_alone(lab: Lab) -> None:
     said = guest.run("isblk detach /dev/nbd0", code=2)
     assert said.startswith("isblk: /dev/nbd0 is mounted at /mnt: end that first") and said.count("\n") == 1
     assert guest.run("isblk umount /dev/nbd0", code=2) == said
-    assert guest.run("umount /mnt; exec 7</dev/nbd0; isblk detach /dev/nbd0", code=2).startswith("isblk: /dev/nbd0 is open in process ")
+    said = guest.run("umount /mnt; sleep 100 7</dev/nbd0 & isblk detach /dev/nbd0; code=$?; kill %1; exit $code", code=2)
+    assert re.match(r"isblk: /dev/nbd0 is open in process \d+ \(sleep\): end that first", said)
     guest.run("mount /dev/nbd0 /mnt && cp -r /etc/ssl /mnt/ && isblk detach --force /dev/nbd0")
     assert lab.target.ask("sessions") == 0
     guest.run("umount /mnt")
@@ -203,7 +204,9 @@ def test_a_path_lost_in_the_middle_of_a_copy_changes_nothing(lab: Lab) -> None:
 def test_a_connection_that_the_kernel_gave_up_is_replaced(lab: Lab) -> None:
     lab.attach("/dev/nbd0", "--timeout", "3", "--no-path-retry", "2", "--connections", "2")
     lab.target.ask("hold")
-    lab.guest.run("dd if=/dev/urandom of=/run/dd bs=4096 count=1 status=none; dd if=/run/dd of=/dev/nbd0 oflag=direct status=none bs=4096 &")
+    lab.guest.run(
+        "dd if=/dev/urandom of=/run/dd bs=4096 count=1 status=none; dd if=/run/dd of=/dev/nbd0 oflag=direct status=none bs=4096 &"
+    )
     until(lambda: lab.status()["block_device"]["replaced_connections"], "the kernel to give up a connection", 40)
     lab.target.ask("release")
     lab.guest.run("while pgrep -x dd; do sleep 0.2; done; cmp -n 4096 /run/dd /dev/nbd0 && isblk detach /dev/nbd0")
