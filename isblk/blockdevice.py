@@ -71,7 +71,7 @@ _KERNEL_FLAGS = (
     | TransmissionFlag.SEND_WRITE_ZEROES
     | TransmissionFlag.CAN_MULTI_CONN
 )
-"""What some kernel's client knows (ROTATIONAL and WRITE_ZEROES since 6.11 or so); others ignore what they do not know."""
+"""What the kernel's client knows, ROTATIONAL and WRITE_ZEROES since Linux 6.12; an older one ignores them."""
 
 _log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from isblk.errors import UsageError
 from isblk.export import nbddevice
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
+from isblk.reclaim import stand_apart
 from isblk.state import make_directory, places
 
 CONNECTIONS = min(4, os.cpu_count() or 1)
@@ -108,6 +109,7 @@ def command(
 
         async def serve(target: Target, isids: tuple[Isid, ...], access: Access, stop: trio.Event, started: Callable[[], None]) -> None:
             def there(path: str) -> None:
+                stand_apart()
                 attached.append(path)
                 started()
 

@@ -31,6 +31,7 @@ class Asked:
 
     spec: DeviceSpec | None = None
     failure: Exception | None = None
+    apart: bool = False
 
     async def serve(self, spec: DeviceSpec, kernel: Any, access: Access, stop: trio.Event, started: Callable[[str], None]) -> None:
         assert kernel is nbdnetlink
@@ -47,6 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     monkeypatch.setattr(cli, "serve_device", found.serve)
     monkeypatch.setattr(nbdnetlink, "check", lambda: None)
     monkeypatch.setattr(nbddevice, "owner", lambda _index: None)
+    monkeypatch.setattr(cli, "stand_apart", lambda: setattr(found, "apart", True))
     return found
 
 
@@ -56,6 +58,7 @@ def test_the_device_is_printed_and_served(run: Run, asked: Asked) -> None:
     found = asked.spec
     assert found is not None
     assert (found.index, found.lun, found.read_only, found.timeout, found.dead_connection_timeout) == (4, None, False, 300, 30)
+    assert asked.apart, "memory is written out through it"
     assert found.connections == min(4, os.cpu_count() or 1) and len(found.isids) == 1
 
 

@@ -88,7 +88,10 @@ def test_a_lun_is_a_disk_that_keeps_what_is_written(lab: Lab) -> None:
     assert int(lab.sysfs("queue/discard_max_bytes")) > SIZE
     assert lab.sysfs("backend").startswith(f"isblk {lab.target.name} naa.")
     assert guest.run("lsblk -bno NAME,SIZE,TYPE,RO /dev/nbd0").split() == ["nbd0", str(SIZE), "disk", "0"]
-    assert guest.run("nbd-client -c /dev/nbd0").split() == [str(lab.status()["pid"])]
+    daemon = lab.status()["pid"]
+    assert guest.run("nbd-client -c /dev/nbd0").split() == [str(daemon)]
+    assert guest.run(f"cat /proc/{daemon}/oom_score_adj").strip() == "-1000"
+    assert int(guest.run(f"grep VmLck /proc/{daemon}/status").split()[1]) > 1024
     for command in between[:-1]:
         guest.run(command)
     guest.run(f"cd / && tar cf - {FILES} | tar xf - -C /mnt && sync -f /mnt")
