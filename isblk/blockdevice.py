@@ -268,6 +268,13 @@ class BlockDevice:
             except RequestFailed as error:
                 return error
             return None
+        open_requests = [client.counters.get("open", 0) for client in self._server.clients]
+        _log.warning(
+            "%s: writing back takes too long; requests of the kernel that are open: %s, in flight at the target: %d",
+            nbddevice.path(self.index),
+            open_requests,
+            self._disk.gate.in_flight,
+        )
         return RequestFailed(f"what was written to {nbddevice.path(self.index)} was not written back within {WRITE_BACK_SECONDS:.0f} s")
 
 

@@ -17,7 +17,8 @@ CHECKOUT = Path(__file__).parents[2]
 BOOT_SECONDS = 120.0
 HOST = "10.0.2.2"
 """This machine's loopback, as the guest reaches it."""
-_END = re.compile(rb"\n=([0-9]+)\n\Z")
+_END = re.compile(rb"\n=([0-9]+|again)\n\Z")
+_AGAIN = "\0again"
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,24 @@ class Guest:
         return said.text
 
     def ask(self, command: str, seconds: float = 60.0) -> Said:
-        """The same without judging."""
-        assert "\n" not in command
-        with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(seconds)
-            line.connect(str(self.control))
-            line.sendall(command.encode() + b"\n")
+        """The same without judging. Sent once more when it did not come whole over the serial line."""
+        assert command.isascii() and "\n" not in command and command == command.strip()
+        while (said := self._exchange(f"{len(command)} {command}\n".encode(), seconds)).text == _AGAIN:
+            pass
+        return said
+
+    def _exchange(self, line: bytes, seconds: float) -> Said:
+        with socket.socket(socket.AF_UNIX) as serial:
+            serial.settimeout(seconds)
+            serial.connect(str(self.control))
+            serial.sendall(line)
             said = b"\n"
             while (end := _END.search(said)) is None:
-                part = line.recv(65536)
+                part = serial.recv(65536)
                 assert part, f"the guest has closed its shell: {said!r}"
                 said += part
+        if end[1] == b"again":
+            return Said(_AGAIN, 0)
         return Said(said[1 : end.start()].decode(), int(end[1]))
 
 
