@@ -49,8 +49,9 @@ from isblk.status import device_status, session_status
 
 LONGEST_TIMEOUT = 2_000_000
 """Seconds: some 23 days. The kernel counts in 32 bits of jiffies, and has no "never" where there are several connections."""
-MARGIN = 180
-"""Seconds that the kernel's patience is longer than isblk's own: fencing, aborts and resets (45 s each), and a login."""
+MARGIN = 300
+"""Seconds that the kernel's patience is longer than isblk's own wait for a path: a command that a path never answers (60 s, 15 for an
+abort, 30 for a reset), a fence (45 s), a login (15 s), and the same command over another path."""
 DEAD_CONNECTION_TIMEOUT = 30
 """Seconds: what a service manager needs to start a daemon that died, and it to log in."""
 WRITE_BACK_SECONDS = 45.0

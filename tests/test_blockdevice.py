@@ -337,7 +337,7 @@ def test_an_orphan_is_of_the_same_disk_and_its_daemon_is_dead(monkeypatch: pytes
     assert not blockdevice.is_orphan(0, "isblk another")
 
 
-@pytest.mark.parametrize(("retry", "seconds"), [(FAIL, 180), (NoPathRetry(120), 300), (NoPathRetry(0.5), 181), (QUEUE, LONGEST_TIMEOUT)])
+@pytest.mark.parametrize(("retry", "seconds"), [(FAIL, 300), (NoPathRetry(120), 420), (NoPathRetry(0.5), 301), (QUEUE, LONGEST_TIMEOUT)])
 def test_the_kernel_waits_longer_than_requests_wait_for_a_path(retry: NoPathRetry, seconds: int) -> None:
     assert default_timeout(retry) == seconds
     assert seconds * 1000 < 1 << 31, "jiffies of a kernel that counts a thousand a second"

@@ -42,7 +42,7 @@ CONNECTIONS = min(4, os.cpu_count() or 1)
     "--timeout",
     type=click.IntRange(1, LONGEST_TIMEOUT),
     metavar="S",
-    help="Seconds after which the kernel gives up waiting for an answer; default: 180 more than --no-path-retry.",
+    help="Seconds after which the kernel gives up waiting for an answer; default: 300 more than --no-path-retry.",
 )
 @click.option(
     "--dead-connection-timeout",
