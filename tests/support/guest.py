@@ -44,7 +44,8 @@ class Guest:
 
     def ask(self, command: str, seconds: float = 60.0) -> Said:
         """The same without judging. Sent once more when it did not come whole over the serial line."""
-        assert command.isascii() and "\n" not in command and command == command.strip()
+        command = command.strip()  # as the guest's `read` does
+        assert command.isascii() and "\n" not in command
         while (said := self._exchange(f"{len(command)} {command}\n".encode(), seconds)).text == _AGAIN:
             pass
         return said
