@@ -43,7 +43,7 @@ _LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the daemon: `exit_code` 0 means that it is ready and lives; else `message` says why not."""
+    """What became of the daemon: `exit_code` 0 means that it is ready and lives, and `message` is what it has to tell; else why not."""
 
     exit_code: int
     message: str = ""
@@ -55,9 +55,9 @@ class Report:
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
 
-    def ready(self) -> None:
-        """The file is there: the command may return."""
-        self._say(Outcome(ExitCode.DONE))
+    def ready(self, message: str = "") -> None:
+        """The file is there: the command may return. `message` is for it."""
+        self._say(Outcome(ExitCode.DONE, message))
 
     def failed(self, message: str, exit_code: int) -> None:
         """The daemon will end without having become ready."""

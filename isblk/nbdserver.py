@@ -84,8 +84,8 @@ class Running:
             "initiator_name": self.access.initiator_name,
             "sessions": [session_status(keeper) for keeper in self.attachment.paths.keepers],
             "devices": [device_status(disk) for disk in self.attachment.disks],
-            "exports": [_export_status(export, self.spec.read_only) for export in self.exports],
-            "clients": [_client_status(client) for client in self.server.clients],
+            "exports": [export_status(export, self.spec.read_only) for export in self.exports],
+            "clients": [client_status(client) for client in self.server.clients],
         }
 
 
@@ -103,7 +103,7 @@ async def serve(spec: NbdSpec, listeners: list[Listener], access: Access, stop: 
             attached(plane, where, access, spec.policies) as attachment,
             written_back(plane, attachment, stop),
         ):
-            exports = [_export(disk) for disk in attachment.disks]
+            exports = [export_of(disk) for disk in attachment.disks]
             server = NbdServer(plane, exports, spec.tls, spec.read_only, spec.max_connections)
             running = Running(spec, access, attachment, server, exports, listeners)
             try:
@@ -112,7 +112,7 @@ async def serve(spec: NbdSpec, listeners: list[Listener], access: Access, stop: 
                         listener.publish()
                         server.add_listener(listener.sock)
                     started()
-                    await _until(stop, server.last_client_gone if spec.exit_on_last else stop)
+                    await until_any(stop, server.last_client_gone if spec.exit_on_last else stop)
             finally:
                 stop.set()
                 await _end(server, listeners)
@@ -122,7 +122,7 @@ async def serve(spec: NbdSpec, listeners: list[Listener], access: Access, stop: 
             listener.sock.close()
 
 
-async def _until(*events: trio.Event) -> None:
+async def until_any(*events: trio.Event) -> None:
     """Return when one of the events is set."""
 
     async def wait(event: trio.Event) -> None:
@@ -146,7 +146,8 @@ async def _end(server: NbdServer, listeners: list[Listener]) -> None:
         server.abort()
 
 
-def _export(disk: Disk) -> Export:
+def export_of(disk: Disk) -> Export:
+    """How NBD clients see a disk."""
     found, name = disk.description, lun_text(disk.description.lun)
     identity = " ".join(part for part in (found.identity.vendor, found.identity.product, found.wwid) if part)
     return Export(
@@ -180,7 +181,8 @@ def _lba_status(disk: Disk) -> Callable[[int, int], Awaitable[Sequence[Extent]]]
     return ask
 
 
-def _export_status(export: Export, read_only: bool) -> dict[str, Any]:
+def export_status(export: Export, read_only: bool) -> dict[str, Any]:
+    """One export, for status."""
     geometry = export.gate.geometry
     return {
         "name": export.name,
@@ -194,5 +196,6 @@ def _export_status(export: Export, read_only: bool) -> dict[str, Any]:
     }
 
 
-def _client_status(client: ClientStatus) -> dict[str, Any]:
+def client_status(client: ClientStatus) -> dict[str, Any]:
+    """One client, for status."""
     return {"address": client.address, "export": client.export, "negotiated": client.negotiated, "counters": client.counters}

@@ -24,6 +24,7 @@ import trio
 import trio.testing
 from hypothesis import settings
 
+from support.guest import Guest, boot_guest
 from support.lio import Lio, boot_lio
 from support.mounts import Mounts
 from support.processes import Processes
@@ -182,4 +183,11 @@ def tgt(tmp_path: Path) -> Iterator[Tgtd]:
 def lio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lio]:
     """The Linux kernel's target in a virtual machine; one for the whole run, for it takes seconds to boot."""
     with boot_lio(tmp_path_factory.mktemp("lio")) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """A virtual machine whose kernel has an NBD client, on this machine's files; one for the whole run, for it takes seconds to boot."""
+    with boot_guest(tmp_path_factory.mktemp("guest")) as machine:
         yield machine

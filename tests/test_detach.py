@@ -136,10 +136,11 @@ def test_a_log_file_that_cannot_be_written_is_refused_before_the_fork(tmp_path: 
 def test_only_the_first_word_counts() -> None:
     reader, writer = os.pipe()
     report = Report(writer)
-    report.ready()
+    report.ready("what it is")
+    report.ready("another")
     report.failed("too late", 3)
     with open(reader, "rb") as pipe:
-        assert [json.loads(line) for line in pipe] == [{"exit_code": 0, "message": ""}]
+        assert [json.loads(line) for line in pipe] == [{"exit_code": 0, "message": "what it is"}]
 
 
 def test_a_command_that_was_killed_does_not_end_the_daemon() -> None:

@@ -49,7 +49,9 @@ async def choose_disks(link: Link, number: int | None, several: bool, target_nam
         raise NotFound(f"the target has no disk to use: {reason}")
     if len(disks) > 1 and not several:
         numbers = ", ".join(lun_text(unit.lun) for unit in disks)
-        raise UsageError(f"{target_name} has several disks (LUN {numbers}): choose one with --lun, or name a directory to have them all")
+        raise UsageError(
+            f"{target_name} has several disks (LUN {numbers}): choose one with --lun, or have them all with `isblk mount` and a directory"
+        )
     return disks, left_out
 
 

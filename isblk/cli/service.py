@@ -89,11 +89,15 @@ class Service:
         return replace(target, portals=(*target.portals, *rest))
 
 
-def detach(service: Service, log_file: Path | None) -> None:
-    """Run it in a daemon and return when it serves; else end the command with the daemon's sentence and exit code."""
-    outcome = run_detached(lambda report: service(report.ready), log_file=log_file)
+def detach(service: Service, log_file: Path | None, said: Callable[[], str] = str) -> str:
+    """Run it in a daemon and return when it serves; else end the command with the daemon's sentence and exit code.
+
+    `said` is called in the daemon when it serves; returns what it returned there.
+    """
+    outcome = run_detached(lambda report: service(lambda: report.ready(said())), log_file=log_file)
     if outcome.exit_code:
         fail(outcome.message, outcome.exit_code)
+    return outcome.message
 
 
 async def _addresses(portal: Portal) -> set[tuple[str, int]]:

@@ -39,7 +39,7 @@ CLIENTS = ("CLIENT", "EXPORT", "NEGOTIATED", "READS", "READ", "WRITES", "WRITTEN
 @click.option("--negotiated", is_flag=True, help="Also what the login agreed on: each key, asked and agreed.")
 @json_option
 def command(negotiated: bool, as_json: bool) -> None:
-    """Show what runs: each mount and NBD server with its devices, its paths, its clients, and their counters.
+    """Show what runs: each mount, NBD server and block device with its devices, its paths, its clients, and their counters.
 
     A path is up, standby (the target lets nothing through there), fencing (old writes are made harmless first), down, or leads to a wrong
     unit; under the table stands why.
@@ -76,7 +76,7 @@ def _text(mount: dict[str, Any], negotiated: bool) -> str:
         _indented(table(DEVICES, [_device(device) for device in devices])),
         *map(_indented, _paths_of_one(devices[0]) if len(devices) == 1 else _paths_of_several(mount)),
         *(f"  {note}" for note in dict.fromkeys(note for device in devices for note in _notes(device, len(devices) > 1))),
-        *map(_indented, _nbd(mount) if mount.get("kind") == "nbd" else ()),
+        *map(_indented, _FRONT_ENDS.get(mount.get("kind", "mount"), _nothing)(mount)),
     ]
     if negotiated:
         for session in mount["sessions"]:
@@ -92,6 +92,28 @@ def _nbd(server: dict[str, Any]) -> Iterator[str]:
         (each["name"], each["lun"], each["wwid"] or "-", "read-only" if each["read_only"] else "read-write") for each in server["exports"]
     ]
     yield table(EXPORTS, rows)
+    yield from _clients(server)
+
+
+def _attached(server: dict[str, Any]) -> Iterator[str]:
+    """A block device of the kernel, and its connections."""
+    device = server["block_device"]
+    replaced = f", {device['replaced_connections']} replaced" if device["replaced_connections"] else ""
+    yield (
+        f"{size_text(device['size'])} in blocks of {device['block_size']}, {device['connections']} connections{replaced}, "
+        f"timeout {device['timeout']} s, dead connection timeout {device['dead_connection_timeout']} s"
+    )
+    yield from _clients(server)
+
+
+def _nothing(_mount: dict[str, Any]) -> Iterator[str]:
+    yield from ()
+
+
+_FRONT_ENDS = {"nbd": _nbd, "attach": _attached}
+
+
+def _clients(server: dict[str, Any]) -> Iterator[str]:
     clients = [_client(each) for each in server["clients"]]
     yield table(CLIENTS, clients) if clients else "no clients"
 

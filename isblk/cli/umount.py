@@ -1,4 +1,4 @@
-"""`isblk umount`: unmount, or end an NBD server, and wait until its daemon has written back and logged out."""
+"""`isblk umount`: unmount, end an NBD server, or detach a block device, and wait until its daemon has written back and logged out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from isblk import control
+from isblk.cli.detach import detach_device, tell_failure
 from isblk.cli.running import errors_as_sentences
-from isblk.errors import IsblkError, RequestFailed, UsageError
+from isblk.errors import IsblkError, UsageError
 from isblk.export import mountpoint as mountpoints
+from isblk.export import nbddevice
 from isblk.state import places
 
 
@@ -30,11 +32,21 @@ def command(mountpoint: str, timeout: float) -> None:
     \b
     isblk umount ./disk.sock
 
+    A block device is detached as `isblk detach` does it:
+
+    \b
+    isblk umount /dev/nbd0
+
     umount(8) and `fusermount3 -u` end a mount just as well, but do not wait for the end and do not tell what could not be written back.
     """
     with errors_as_sentences():
         if not mountpoint:
             raise UsageError("MOUNTPOINT is empty; 'isblk status' lists what is mounted")
+        if nbddevice.is_device(mountpoint):
+            index = nbddevice.parse(mountpoint)
+            assert index is not None
+            detach_device(index, False, timeout)
+            return
         found = _daemon_of(mountpoint)
         if found is None:
             _unmount_what_is_there(mountpoint)
@@ -46,7 +58,7 @@ def command(mountpoint: str, timeout: float) -> None:
             with control.watched(daemon.path) as ended:
                 mountpoints.unmount(mountpoint)
                 ended(timeout)
-        _tell_failure(daemon)
+        tell_failure(daemon)
 
 
 def _unmount_what_is_there(mountpoint: str) -> None:
@@ -77,14 +89,3 @@ def _daemon_of(mountpoint: str) -> tuple[control.Daemon, str] | None:
         if wanted & {status.get("where"), *status.get("listens", ())}:
             return daemon, status.get("kind", "mount")
     return None
-
-
-def _tell_failure(daemon: control.Daemon) -> None:
-    """What the daemon left behind when it could not write back (cli/mount.py)."""
-    note = control.failure_note(daemon.path.parent, daemon.pid)
-    try:
-        text = note.read_text()
-        note.unlink()
-    except OSError:
-        return
-    raise RequestFailed(text)

@@ -98,7 +98,8 @@ class ClientStatus:
 
 
 class NbdServer:
-    """Exports served to whoever connects. `last_client_gone` is set when the last client that had chosen an export has gone.
+    """Exports served to whoever connects. `last_client_gone` is set when the last client that had chosen an export has gone; `on_gone` is
+    called for each client that goes.
 
     Everything here is called on the plane's thread, between two checkpoints. Raises UsageError for TLS files that cannot be used.
     """
@@ -117,6 +118,7 @@ class NbdServer:
         self.exports = exports
         self.context = None if tls is None else tls.context()
         self.last_client_gone = trio.Event()
+        self.on_gone: Callable[[Client], None] | None = None
         self.accepted = 0
         self.refused = 0
         self.memory = Memory(MEMORY)
@@ -192,12 +194,22 @@ class NbdServer:
             sock.close()
             return
         self.accepted += 1
+        self._welcome(sock, address, Handshake(self, self._tls))
+
+    def adopt(self, sock: socket.socket, address: str) -> None:
+        """A client that uses the first export from its first byte on, with simple replies and no handshake: the kernel's (blockdevice.py).
+
+        It is not counted against the limit, for who calls this has made the connection.
+        """
+        self._welcome(sock, address, Handshake.elsewhere(self, self.exports[0].name))
+
+    def _welcome(self, sock: socket.socket, address: str, handshake: Handshake) -> None:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._empty.is_set():
             self._empty = trio.Event()
-        client = Client(self, sock, address, Handshake(self, self._tls))
+        client = Client(self, sock, address, handshake)
         if not client.ended:
             self._clients[client] = (0, 0)
             self._keep_ticking()
@@ -232,6 +244,8 @@ class NbdServer:
             self._turns.close()
         if client.session is not None and not any(each.session is not None for each in self._clients):
             self.last_client_gone.set()
+        if self.on_gone is not None:
+            self.on_gone(client)
 
     def _room(self) -> None:
         """Memory has come back: everybody who waits may try, in order, at the next poll; who finds none waits again."""

@@ -100,6 +100,13 @@ class Client:
         self._watched = (True, False)
         self._plane.register(self._fileno, self)
         self._say()
+        if handshake.phase is Phase.TRANSMISSION:
+            self._open()
+
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether it has sent DISC, the orderly end."""
+        return self.session is not None and self.session.disconnecting
 
     @property
     def tls_version(self) -> str:

@@ -107,6 +107,15 @@ class Handshake:
         }
         self._forget()
 
+    @classmethod
+    def elsewhere(cls, catalogue: Catalogue, export: str) -> Handshake:
+        """One that has been held already, as far as the client is concerned: the kernel's client is told by other means. Simple replies."""
+        handshake = cls(catalogue)
+        handshake._out.clear()
+        handshake.agreed = Agreed(export, wire.SIMPLE, allocation=False, tls=False)
+        handshake.phase = Phase.TRANSMISSION
+        return handshake
+
     def _forget(self) -> None:
         """Everything that options negotiated."""
         self._replies: wire.Replies = wire.SIMPLE

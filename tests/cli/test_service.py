@@ -68,8 +68,8 @@ def test_the_command_ends_as_its_daemon_failed(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("not in this process")
 
     service = served(tmp_path, serve)
-    monkeypatch.setattr(cli, "run_detached", lambda work, log_file: Outcome(0))
-    detach(service, None)
+    monkeypatch.setattr(cli, "run_detached", lambda work, log_file: Outcome(0, "what it says"))
+    assert detach(service, None) == "what it says"
     monkeypatch.setattr(cli, "run_detached", lambda work, log_file: Outcome(5, "nobody is there"))
     with pytest.raises(SystemExit) as ended:
         detach(service, None)
@@ -118,3 +118,23 @@ async def test_the_end_without_a_signal() -> None:
         started()
 
     await interruptible(trio.Event(), lambda: None, main)
+
+
+def test_what_the_daemon_has_to_tell_is_asked_when_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    async def serve(target: Target, isids: tuple[Isid, ...], access: Access, stop: trio.Event, started: Callable[[], None]) -> None:
+        told.append("/dev/nbd7")
+        started()
+
+    class Report:
+        def ready(self, message: str) -> None:
+            told.append(f"ready: {message}")
+
+    def run_detached(work: Callable[[Any], int], log_file: None) -> Outcome:
+        work(Report())
+        return Outcome(0)
+
+    monkeypatch.setattr(cli, "run_detached", run_detached)
+    detach(served(tmp_path, serve), None, lambda: told[0])
+    assert told == ["/dev/nbd7", "ready: /dev/nbd7"]

@@ -202,6 +202,22 @@ def test_an_nbd_server_with_its_exports_and_its_clients(run: Run, told: Told) ->
     assert lines(run)[-1] == "no clients"
 
 
+def test_a_block_device_with_its_connections(run: Run, told: Told) -> None:
+    block_device = {"path": "/dev/nbd0", "size": 64 << 20, "block_size": 512, "connections": 2, "timeout": 300}
+    counters = {"reads": 5, "bytes_read": 4096, "writes": 2, "bytes_written": 1024, "others": 1, "errors": 0}
+    client = {"address": "kernel, connection 1", "export": "0", "negotiated": {"replies": "simple", "tls": "none"}, "counters": counters}
+    more = {"dead_connection_timeout": 30, "replaced_connections": 0}
+    found = {**SINGLE, "kind": "attach", "where": "/dev/nbd0", "block_device": {**block_device, **more}, "clients": [client]}
+    told(found)
+    assert lines(run)[5:] == [
+        "64.0 MiB in blocks of 512, 2 connections, timeout 300 s, dead connection timeout 30 s",
+        "CLIENT EXPORT NEGOTIATED READS READ WRITES WRITTEN OTHERS ERRORS",
+        "kernel, connection 1 0 replies simple 5 4.00 KiB 2 1.00 KiB 1 0",
+    ]
+    told({**found, "block_device": {**block_device, **more, "replaced_connections": 3}})
+    assert "2 connections, 3 replaced, timeout 300 s" in lines(run)[5]
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(5, "0:00:05"), (3725, "1:02:05"), (-9, "0:00:00"), (200000, "2 d 7 h")])
 def test_age(seconds: int, text: str) -> None:
     assert cli._age(time.time() - seconds - 0.3) == text

@@ -83,7 +83,7 @@ def test_what_could_not_be_written_back_is_told_once(run: Run, daemon: control.D
 def test_a_failure_is_a_failed_request(daemon: control.Daemon) -> None:
     control.failure_note(daemon.path.parent, daemon.pid).write_text("lost")
     with pytest.raises(RequestFailed, match="lost"):
-        cli._tell_failure(daemon)
+        cli.tell_failure(daemon)
 
 
 def test_nothing_is_mounted(run: Run, tmp_path: Path) -> None:

@@ -127,6 +127,27 @@ async def test_more_than_the_limit_are_turned_away(tmp_path: Path) -> None:
         await here.client()
 
 
+async def test_a_client_that_is_adopted_needs_no_handshake_and_who_goes_is_told(tmp_path: Path) -> None:
+    device, gone = MemoryDevice(SIZE, 1), []
+    async with serving(tmp_path, device, max_connections=1) as here:
+        here.server.on_gone = lambda client: gone.append((client.address, client.said_goodbye))
+        clients = []
+        for number in range(3):  # more than the limit: whoever adopts a client has made it
+            ours, theirs = socket.socketpair()
+            here.server.adopt(ours, f"adopted {number}")
+            clients.append(raw.RawClient(trio.SocketStream(trio.socket.from_stdlib_socket(theirs))))
+            here.streams.append(clients[-1].stream)
+        assert (await clients[1].do(raw.WRITE, 0, 3, data=b"abc")).error == 0
+        assert (await clients[0].do(raw.READ, 0, 3)).data == b"abc"
+        first = here.server.clients[0]
+        assert (first.address, first.export, first.negotiated["replies"]) == ("adopted 0", "0", "simple")
+        await clients[0].send(raw.request(raw.DISC))
+        await clients[1].close()
+        await until(lambda: len(gone) == 2)
+        assert sorted(gone) == [("adopted 0", True), ("adopted 1", False)]
+        assert (await clients[2].do(raw.READ, 0, 3)).data == b"abc"
+
+
 async def test_the_last_client_that_had_an_export_is_told(tmp_path: Path) -> None:
     async with serving(tmp_path) as here:
         curious = await here.connect()

@@ -96,6 +96,13 @@ def test_export_name_serves_old_clients(flags: int, zeroes: int) -> None:
     assert handshake.agreed == Agreed("1", wire.SIMPLE, False, False)
 
 
+def test_one_that_was_held_elsewhere_says_nothing_and_is_agreed_on_simple_replies() -> None:
+    handshake = Handshake.elsewhere(Shelf(), "disk")
+    assert handshake.outgoing() == [] and handshake.rest == b""
+    assert handshake.phase is Phase.TRANSMISSION
+    assert handshake.agreed == Agreed("disk", wire.SIMPLE, allocation=False, tls=False)
+
+
 def test_list_names_each_export_once_with_its_description() -> None:
     _, replies = talk(PLAIN, raw.option(raw.LIST))
     assert replies == [(3, 2, b"\0\0\0\x010first disk"), (3, 2, b"\0\0\0\x011"), (3, 1, b"")]
