@@ -21,7 +21,8 @@ from isblk.block.policies import Policies
 from isblk.config import Target
 from isblk.ending import controlled, written_back
 from isblk.export.files import Owner, Volume
-from isblk.export.fuse import Counters, MountOptions, serve
+from isblk.export.fuse import serve
+from isblk.export.fuseoptions import Counters, MountOptions
 from isblk.export.mountpoint import Mountpoint, prepare
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access

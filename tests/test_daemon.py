@@ -20,7 +20,7 @@ from isblk.daemon import MountSpec, mount
 from isblk.errors import IsblkError, LoginRefused, NotFound, RequestFailed, UsageError
 from isblk.export import mountpoint as mountpoints
 from isblk.export.files import Volume
-from isblk.export.fuse import Counters, MountOptions
+from isblk.export.fuseoptions import Counters, MountOptions
 from isblk.export.mountpoint import Mountpoint
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.opening import Access

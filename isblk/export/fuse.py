@@ -8,7 +8,6 @@ import os
 import select
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
@@ -18,10 +17,9 @@ from isblk.errors import UsageError
 from isblk.export.batch import Batch
 from isblk.export.buffers import keep_memory
 from isblk.export.files import Volume
+from isblk.export.fuseoptions import Counters, MountOptions
 from isblk.export.mountpoint import FUSE_DEVICE, Mountpoint, device_number, unmount
-from isblk.export.operations import TASKS, Counters, FuseExport
-
-__all__ = ["Counters", "MountOptions", "serve"]
+from isblk.export.operations import TASKS, FuseExport
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +33,6 @@ STOP_GRACE = 2.0
 """Seconds between taking the mount out of sight and ending it under those who still have it open."""
 
 _FUSECTL = Path("/sys/fs/fuse/connections")
-
-
-@dataclass(frozen=True)
-class MountOptions:
-    """What mount(8) shows and allows: `source` is its first column (TARGET/LUN), `allow_other` lets other users in, by the files' modes."""
-
-    source: str
-    read_only: bool = False
-    allow_other: bool = False
-
-    def for_libfuse(self, read_only: bool = False) -> set[str]:
-        """The set pyfuse3.init takes. Commas separate options and other bytes than ASCII are not taken, so the source shows them as '_'."""
-        source = "".join(c if c.isascii() and c.isprintable() and c not in ",\\ " else "_" for c in self.source)
-        options = {"default_permissions", f"fsname={source}", "subtype=isblk"}
-        return options | ({"ro"} if self.read_only or read_only else set()) | ({"allow_other"} if self.allow_other else set())
 
 
 async def serve(

@@ -1,0 +1,267 @@
+"""The FUSE engine that reads /dev/fuse itself, on the plane: draining it, replies, backing off, and each way a mount may end.
+
+Theory of operation. /dev/fuse gives one request for each readv(2) and takes one reply for each write(2). Its handler reads until it would
+block, bounded by TURN, and then the devices are kicked once: one send to the target for everything that was read. While the session is
+blocked (fusesession.py) the descriptor is not watched.
+
+A batch costs a last readv that finds nothing; at depth 1 that would be spent before the target has even heard of the request. So while
+batches are small, the first request is kicked before the next readv.
+
+Notices to the kernel (a resized disk) are written outside of request handling, and only such as cannot wait: NOTIFY_INVAL_INODE with an
+offset below 0 marks the attributes as old and touches no page, while dropping pages would wait for those that are being read or written,
+which is for us.
+
+The end. When everybody has let go, the kernel says ENODEV. `stop` takes the mount out of sight, and after a grace ends it for those who
+still have it open: nothing is read any more, what was read is answered, the descriptor is closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from isblk.errors import UsageError
+from isblk.export import fusewire as wire
+from isblk.export.files import Volume
+from isblk.export.fusemount import Mounted, mount
+from isblk.export.fuseoptions import Caching, Counters, MountOptions
+from isblk.export.fusesession import Session
+from isblk.export.mountpoint import Mountpoint, device_number, unmount
+from isblk.link.plane import Plane
+
+log = logging.getLogger(__name__)
+
+TURN = 64
+"""Requests read in one turn, so that the plane's other descriptors have theirs."""
+STOP_GRACE = 2.0
+"""Seconds between taking the mount out of sight and ending it under those who still have it open."""
+SYNC_GRACE = 4.0
+"""Seconds for the kernel to write back what it holds, with -o writeback, before the mount is taken out of sight."""
+RESIZE_SECONDS = 0.25
+"""How often it is looked whether a disk has another size."""
+READ_AHEAD_KIB = 4096
+"""How far the kernel reads ahead in a file that is read in order, where this process may say so (root): several requests of 1 MiB."""
+_BDI = Path("/sys/class/bdi")
+
+
+class Channel:
+    """An open /dev/fuse on the plane. `ended` is set when the kernel will send nothing more, `idle` tells that nothing is open."""
+
+    def __init__(self, plane: Plane, mounted: Mounted, volume: Volume, caching: Caching, counters: Counters) -> None:
+        self.session = Session(volume, self, caching, counters)
+        self.ended = trio.Event()
+        self.agreed = trio.Event()
+        self.drained = trio.Event()
+        self.reads = 0
+        self._plane = plane
+        self._mounted = mounted
+        self._fileno = mounted.descriptor
+        self._watched = True
+        self._leaving = False
+        self._alone = True
+        self._waking = False
+        plane.register(self._fileno, self)
+
+    # ------------------------------------------------------------------ the plane's calls
+
+    def ready(self, events: int) -> None:
+        """Hot. Read requests until there are no more, none may be taken, or the turn is over; then one kick."""
+        session, fileno, readv, buffers, received = self.session, self._fileno, os.readv, self.session.buffers, self.session.received
+        count = 0
+        try:
+            while count < TURN:
+                landing = buffers()
+                if landing is None:
+                    self._watch(False)
+                    break
+                received(readv(fileno, landing))
+                count += 1
+                if self._alone and count == 1:
+                    session.kick()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._not_read(error)
+        self._alone = count < 3
+        self.reads += count
+        session.kick()
+
+    def broken(self, error: Exception) -> None:
+        """A bug, or a kernel that broke its protocol: the mount cannot go on."""
+        log.error("serving the mount failed, so it ends: %s", error, exc_info=error)
+        self.end()
+
+    def _not_read(self, error: OSError) -> None:
+        """What a readv that failed means: unmounted or aborted, or a request that was gone again."""
+        if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+            self.end()
+        elif error.errno not in (errno.ENOENT, errno.EINTR):
+            raise error
+
+    # ------------------------------------------------------------------ the session's host
+
+    def answer(self, reply: bytes | memoryview) -> None:
+        """Hot. One write for one reply."""
+        if self._fileno < 0:
+            return
+        try:
+            os.write(self._fileno, reply)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED):  # the asker was killed, or the mount has ended
+                log.error("a bug: the kernel does not take the reply %s: %s", bytes(reply[:16]).hex(), error)
+
+    def room(self) -> None:
+        """Something was finished: what could not be read may be read now, and whoever waits for the last one may go on."""
+        if self._leaving:
+            self._drain()
+        elif not self._watched and not self._waking:
+            self._waking = True
+            self._plane.at_batch_end(self, self._wake)
+
+    def _wake(self) -> None:
+        self._waking = False
+        if not self._leaving and self.session.buffers() is not None:
+            self._watch(True)
+        self.session.kick()
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Beside the plane."""
+        self._plane.start_soon(function, *arguments)
+
+    def initialized(self) -> None:
+        """INIT has been answered."""
+        self.agreed.set()
+
+    # ------------------------------------------------------------------ control
+
+    def tell_resized(self) -> None:
+        """Let the kernel ask again for the size of disks that have changed."""
+        for inode in self.session.refresh():
+            self.answer(wire.inval_inode(inode))
+
+    async def leave(self) -> None:
+        """Read nothing more, answer what was read, close. Those who still have files open get ENOTCONN from now on."""
+        self.end()
+        self._leaving = True
+        self._drain()
+        await self.drained.wait()
+        self._fileno = -1
+        self._mounted.close()
+
+    def _drain(self) -> None:
+        """Go on with what was read and had no memory yet; note when nothing is left."""
+        self.session.buffers()
+        self.session.kick()
+        if self.session.idle:
+            self.drained.set()
+
+    def _watch(self, reading: bool) -> None:
+        if reading is not self._watched and not self.ended.is_set():
+            self._watched = reading
+            self._plane.watch(self._fileno, reading=reading, writing=False)
+
+    def end(self) -> None:
+        """Read nothing more."""
+        if not self.ended.is_set():
+            self._plane.unregister(self._fileno)
+            self.ended.set()
+
+
+async def serve(
+    plane: Plane,
+    volume: Volume,
+    mountpoint: Mountpoint,
+    options: MountOptions,
+    counters: Counters | None = None,
+    stop: trio.Event | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Mount, report started once INIT has been answered, serve until unmounted; nothing is mounted on return.
+
+    Returns after `umount`, `fusermount3 -u`, or `stop`, when every request taken from the kernel has been answered; flushing and ending the
+    devices is the caller's. A cancelled serve ends as well, but not before its requests in flight have finished. Raises UsageError when the
+    kernel or fusermount3 refuses the mount.
+    """
+    mounted = mount(mountpoint, options, volume.read_only or options.read_only)
+    channel = Channel(plane, mounted, volume, options.caching, counters if counters is not None else Counters())
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_report, channel, mounted, task_status)
+            nursery.start_soon(_watch_sizes, channel)
+            if stop is not None:
+                nursery.start_soon(_stop, stop, channel, mountpoint, options)
+            await channel.ended.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await channel.leave()
+        _unmount(mountpoint, mounted)
+    if channel.session.refused is not None:
+        raise UsageError(f"{mountpoint.path} cannot be mounted on: {channel.session.refused}")
+
+
+def _unmount(mountpoint: Mountpoint, mounted: Mounted) -> None:
+    """Unmount what is still ours, and only that: after a lazy unmount somebody else's mount may be at that path by now."""
+    if mounted.number is not None and device_number(mountpoint.path) == mounted.number:
+        with suppress(UsageError):
+            unmount(mountpoint.path, lazy=True)
+    mounted.dismiss()
+    mountpoint.remove()
+
+
+async def _report(channel: Channel, mounted: Mounted, task_status: trio.TaskStatus[None]) -> None:
+    await channel.agreed.wait()
+    if channel.session.refused is not None:
+        channel.broken(UsageError(channel.session.refused))
+        return
+    if mounted.number is not None:
+        _read_further_ahead(mounted.number)
+    task_status.started()
+
+
+def _read_further_ahead(number: tuple[int, int]) -> None:
+    """Raise the kernel's 128 KiB of read-ahead; the mount works without."""
+    for name in ("{}:{}".format(*number), "{}:{}-fuse".format(*number)):
+        with suppress(OSError):
+            (_BDI / name / "read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n")
+
+
+async def _watch_sizes(channel: Channel) -> None:
+    while True:
+        await trio.sleep(RESIZE_SECONDS)
+        channel.tell_resized()
+
+
+async def _stop(stop: trio.Event, channel: Channel, mountpoint: Mountpoint, options: MountOptions) -> None:
+    """Take the mount out of sight, which ends it when nobody has it open; after a grace, end it for those who have.
+
+    What they wrote until then is answered; what they write afterwards fails with ENOTCONN, as on a disk that was pulled out.
+    """
+    await stop.wait()
+    if options.caching is Caching.WRITEBACK:
+        with trio.move_on_after(SYNC_GRACE):
+            await trio.to_thread.run_sync(_sync, mountpoint.path, abandon_on_cancel=True)
+    with trio.move_on_after(STOP_GRACE):
+        try:
+            await trio.to_thread.run_sync(unmount, mountpoint.path, True, abandon_on_cancel=True)
+        except UsageError as error:
+            log.info("%s", error)  # unmounted meanwhile by somebody else, which is as good
+        await trio.sleep_forever()
+    channel.end()
+
+
+def _sync(path: Path) -> None:
+    """Let the kernel write back what it holds of every file of the mount."""
+    for each in path.iterdir() if path.is_dir() else [path]:
+        with suppress(OSError):
+            descriptor = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

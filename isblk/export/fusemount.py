@@ -1,0 +1,178 @@
+"""Mounting without libfuse: root by mount(2), others by fusermount3, which hands over the open /dev/fuse; and unmounting when the daemon dies.
+
+fusermount3(1) is set-user-id root. It mounts for whoever may write the mountpoint and passes the descriptor through the socket whose number
+is in _FUSE_COMMFD (SCM_RIGHTS, unix(7)). With `auto_unmount` it stays and unmounts when that socket is closed at the other end, which the
+kernel does for a daemon that was killed. For root a shell of three lines does the same: it waits for the end of a pipe, and unmounts what is
+mounted at that place only while it has the same device number. A daemon that ends in order tells both that there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import logging
+import os
+import socket
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from isblk.errors import UsageError
+from isblk.export.fuseoptions import MountOptions
+from isblk.export.mountpoint import FUSE_DEVICE, Mountpoint, device_number
+
+log = logging.getLogger(__name__)
+
+TYPE = "fuse.isblk"
+HANDOVER_SECONDS = 30.0
+"""How long fusermount3 may take; it waits for nobody, so this is only a bound."""
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4  # mount(2)
+_DIRECTORY, _FILE = 0o040000, 0o100000
+
+_WATCH = """read -r _ && exit
+while read -r _ _ device _ place _; do
+[ "$device $place" = "$1 $2" ] && exec umount -lic -- "$3"; done </proc/self/mountinfo"""
+
+
+class Mounted:
+    """An open, mounted /dev/fuse: `descriptor`, not blocking. `number` is the file system's device, None where it cannot be found out."""
+
+    def __init__(self, descriptor: int, mountpoint: Mountpoint) -> None:
+        self.descriptor = descriptor
+        self.number = device_number(mountpoint.path)
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | IO[bytes] | None = None
+
+    @property
+    def connection(self) -> int | None:
+        """The number of the connection in /sys/fs/fuse/connections."""
+        return None if self.number is None else self.number[1]
+
+    def watched(self, helper: subprocess.Popen[bytes], line: socket.socket | IO[bytes]) -> None:
+        """`helper` unmounts when `line` ends without a word."""
+        self._helper, self._line = helper, line
+
+    def close(self) -> None:
+        """The connection ends, whoever still uses it; nothing is unmounted. Harmless when it has ended."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def dismiss(self) -> None:
+        """Behind an unmount: nobody has to unmount any more. (Somebody else's mount may be at that place by now.)"""
+        if self._helper is None or self._line is None:
+            return
+        if isinstance(self._line, socket.socket):
+            self._helper.kill()  # fusermount3 knows no word for it
+        else:
+            with suppress(OSError):
+                self._line.write(b"\n")
+        with suppress(OSError):
+            self._line.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._helper.wait(5)
+        self._helper = self._line = None
+
+
+def mount(mountpoint: Mountpoint, options: MountOptions, read_only: bool) -> Mounted:
+    """Mount. Raises UsageError with what the kernel or fusermount3 has against it; nothing is mounted then, and a mountpoint made is removed."""
+    try:
+        return _mount_as_root(mountpoint, options, read_only) if os.geteuid() == 0 else _mount_as_user(mountpoint, options, read_only)
+    except UsageError:
+        mountpoint.remove()
+        raise
+
+
+# --------------------------------------------------------------------------------------------------------------------------- root
+
+
+def _mount_as_root(mountpoint: Mountpoint, options: MountOptions, read_only: bool) -> Mounted:
+    try:
+        descriptor = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise UsageError(f"{FUSE_DEVICE} cannot be opened: {error.strerror}; load the module (modprobe fuse)") from None
+    words = [f"fd={descriptor}", f"rootmode={_DIRECTORY if mountpoint.is_directory else _FILE:o}", f"user_id={os.getuid()}"]
+    words += [f"group_id={os.getgid()}", "default_permissions", *(["allow_other"] if options.allow_other else [])]
+    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = (options.shown_source.encode(), os.fsencode(mountpoint.path), TYPE.encode(), ctypes.c_ulong(flags), ",".join(words).encode())
+    if libc.mount(*arguments) != 0:
+        number = ctypes.get_errno()
+        os.close(descriptor)
+        remedy = "; give the container CAP_SYS_ADMIN, or run as an ordinary user" if number == errno.EPERM else ""
+        raise UsageError(f"{mountpoint.path} cannot be mounted on: {os.strerror(number)}{remedy}")
+    mounted = Mounted(descriptor, mountpoint)
+    _watch_for_root(mounted, mountpoint.path)
+    return mounted
+
+
+def _watch_for_root(mounted: Mounted, path: Path) -> None:
+    """Start the shell that unmounts after us. A machine without a shell is one where a dead mount has to be cleared by hand."""
+    if mounted.number is None:
+        return
+    device = "{}:{}".format(*mounted.number)
+    command = ["/bin/sh", "-c", _WATCH, "isblk", device, _escaped(path), os.fspath(path)]
+    null = subprocess.DEVNULL
+    try:
+        helper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, cwd="/", start_new_session=True, bufsize=0)
+    except OSError as error:
+        log.info("nothing will unmount %s should this daemon be killed: %s", path, error)
+        return
+    assert helper.stdin is not None
+    mounted.watched(helper, helper.stdin)
+
+
+def _escaped(path: Path) -> str:
+    """A path as mountinfo writes it; `read -r` leaves the backslashes alone."""
+    return "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in os.fspath(path))
+
+
+# -------------------------------------------------------------------------------------------------------------------- other users
+
+
+def _mount_as_user(mountpoint: Mountpoint, options: MountOptions, read_only: bool) -> Mounted:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.settimeout(HANDOVER_SECONDS)
+    with tempfile.TemporaryFile() as words:
+        command = ["fusermount3", "-o", ",".join(sorted({*options.for_libfuse(read_only), "auto_unmount"})), "--", os.fspath(mountpoint.path)]
+        environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C"}
+        null = subprocess.DEVNULL
+        try:
+            helper = subprocess.Popen(
+                command, stdin=null, stdout=null, stderr=words, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
+            )
+        except OSError as error:
+            ours.close()
+            raise UsageError(f"fusermount3 cannot be started ({error.strerror}), and only root can mount without it") from None
+        finally:
+            theirs.close()
+        descriptor = _handed_over(ours)
+        if descriptor is None:
+            ours.close()
+            helper.kill()
+            helper.wait()
+            words.seek(0)
+            lines = words.read().decode(errors="replace").splitlines()
+            reason = next((line.strip() for line in lines if line.strip()), "fusermount3 gave no reason")
+            raise UsageError(f"{mountpoint.path} cannot be mounted on: {reason}")
+    os.set_blocking(descriptor, False)
+    mounted = Mounted(descriptor, mountpoint)
+    mounted.watched(helper, ours)
+    return mounted
+
+
+def _handed_over(sock: socket.socket) -> int | None:
+    """The descriptor that comes with a byte; None when the socket ends without one."""
+    found = array.array("i")
+    try:
+        _, ancillary, _, _ = sock.recvmsg(1, socket.CMSG_SPACE(found.itemsize), socket.MSG_CMSG_CLOEXEC)
+    except OSError:
+        return None
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) >= found.itemsize:
+            found.frombytes(data[: found.itemsize])
+            return found[0]
+    return None
