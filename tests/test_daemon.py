@@ -24,6 +24,7 @@ from isblk.export.fuseoptions import Counters, MountOptions
 from isblk.export.mountpoint import Mountpoint
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.opening import Access
+from isblk.link.plane import Plane
 from isblk.link.sweeper import Timing
 from isblk.target.config import LunConfig, PortalConfig
 from support.targets import MIB, RunningTarget, disk, running_target
@@ -33,7 +34,7 @@ DATA = bytes(range(256)) * 4
 
 
 class FrontEnd:
-    """Stands in for export.fuse.serve: runs until it is unmounted or told to stop, and lets the test use the devices."""
+    """Stands in for an engine's serve: runs until it is unmounted or told to stop, and lets the test use the devices."""
 
     def __init__(self) -> None:
         self.volume: Volume | None = None
@@ -43,6 +44,7 @@ class FrontEnd:
 
     async def serve(
         self,
+        plane: Plane,
         volume: Volume,
         mountpoint: Mountpoint,
         options: MountOptions,
@@ -72,7 +74,7 @@ class FrontEnd:
 @pytest.fixture
 def front_end(monkeypatch: pytest.MonkeyPatch) -> FrontEnd:
     front = FrontEnd()
-    monkeypatch.setattr(daemon, "serve", front.serve)
+    monkeypatch.setattr(daemon, "_engine", lambda _engine: front.serve)
     monkeypatch.setattr(mountpoints, "check_machine", lambda allow_other: None)
     return front
 

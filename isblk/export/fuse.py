@@ -17,9 +17,10 @@ from isblk.errors import UsageError
 from isblk.export.batch import Batch
 from isblk.export.buffers import keep_memory
 from isblk.export.files import Volume
-from isblk.export.fuseoptions import Counters, MountOptions
+from isblk.export.fuseoptions import Caching, Counters, MountOptions
 from isblk.export.mountpoint import FUSE_DEVICE, Mountpoint, device_number, unmount
 from isblk.export.operations import TASKS, FuseExport
+from isblk.link.plane import Plane
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ _FUSECTL = Path("/sys/fs/fuse/connections")
 
 
 async def serve(
+    plane: Plane,
     volume: Volume,
     mountpoint: Mountpoint,
     options: MountOptions,
@@ -47,8 +49,12 @@ async def serve(
 
     Returns after `umount`, `fusermount3 -u`, or `stop` (see `_stop`), when every request taken from the kernel has been answered; flushing
     and ending the devices is the caller's. A cancelled serve ends as well, but not before its requests in flight have finished. One mount
-    per process: pyfuse3 keeps its session in globals. Raises UsageError when the kernel or fusermount3 refuses the mount.
+    per process: pyfuse3 keeps its session in globals. It waits in trio's own loop, so the plane must not block meanwhile. Raises UsageError when
+    the kernel or fusermount3 refuses the mount, and for a write-back cache: pyfuse3 is used without the kernel's page cache.
     """
+    if options.caching is Caching.WRITEBACK:
+        mountpoint.remove()
+        raise UsageError("the pyfuse3 engine cannot do -o writeback; leave --fuse-engine out")
     waiting = select.poll()  # on /dev/fuse, once it is open
     batch = Batch(lambda: bool(waiting.poll(0)))
     export = FuseExport(volume, counters, batch)
@@ -60,13 +66,14 @@ async def serve(
         waiting.register(descriptor, select.POLLIN)
     number = device_number(mountpoint.path)
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(batch.run)
-            nursery.start_soon(_report, export, number, task_status)
-            if stop is not None:
-                nursery.start_soon(_stop, stop, mountpoint)
-            await _answer_until_unmounted()
-            nursery.cancel_scope.cancel()
+        with plane.impatient():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(batch.run)
+                nursery.start_soon(_report, export, number, task_status)
+                if stop is not None:
+                    nursery.start_soon(_stop, stop, mountpoint)
+                await _answer_until_unmounted()
+                nursery.cancel_scope.cancel()
     finally:
         _end(mountpoint, number)
 

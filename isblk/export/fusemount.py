@@ -1,9 +1,12 @@
-"""Mounting without libfuse: root by mount(2), others by fusermount3, which hands over the open /dev/fuse; and unmounting when the daemon dies.
+"""Mounting without libfuse: root by mount(2), others by fusermount3, which hands over the open /dev/fuse.
 
-fusermount3(1) is set-user-id root. It mounts for whoever may write the mountpoint and passes the descriptor through the socket whose number
-is in _FUSE_COMMFD (SCM_RIGHTS, unix(7)). With `auto_unmount` it stays and unmounts when that socket is closed at the other end, which the
-kernel does for a daemon that was killed. For root a shell of three lines does the same: it waits for the end of a pipe, and unmounts what is
-mounted at that place only while it has the same device number. A daemon that ends in order tells both that there is nothing to do.
+fusermount3(1) is set-user-id root. It mounts for whoever may write the mountpoint, and passes the descriptor through the socket whose number
+is in _FUSE_COMMFD (SCM_RIGHTS, unix(7)).
+
+A daemon that is killed leaves a dead mount. So a shell of four lines waits for the end of a pipe, and unmounts what is mounted at that place
+while it has the same device number; a daemon that ends in order tells it that there is nothing to do. (The option auto_unmount of fusermount3
+was the other way: it works with allow_other alone, since afterwards it looks at the mount as root, who is not let in. And it would unmount
+whatever of isblk is at that place by then.)
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from isblk.errors import UsageError
 from isblk.export.fuseoptions import MountOptions
@@ -33,8 +35,9 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4  # mount(2)
 _DIRECTORY, _FILE = 0o040000, 0o100000
 
 _WATCH = """read -r _ && exit
-while read -r _ _ device _ place _; do
-[ "$device $place" = "$1 $2" ] && exec umount -lic -- "$3"; done </proc/self/mountinfo"""
+device=$1 escaped=$2; shift 2
+while read -r _ _ number _ place _; do
+[ "$number $place" = "$device $escaped" ] && exec "$@"; done </proc/self/mountinfo"""
 
 
 class Mounted:
@@ -43,17 +46,7 @@ class Mounted:
     def __init__(self, descriptor: int, mountpoint: Mountpoint) -> None:
         self.descriptor = descriptor
         self.number = device_number(mountpoint.path)
-        self._helper: subprocess.Popen[bytes] | None = None
-        self._line: socket.socket | IO[bytes] | None = None
-
-    @property
-    def connection(self) -> int | None:
-        """The number of the connection in /sys/fs/fuse/connections."""
-        return None if self.number is None else self.number[1]
-
-    def watched(self, helper: subprocess.Popen[bytes], line: socket.socket | IO[bytes]) -> None:
-        """`helper` unmounts when `line` ends without a word."""
-        self._helper, self._line = helper, line
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
         """The connection ends, whoever still uses it; nothing is unmounted. Harmless when it has ended."""
@@ -61,35 +54,49 @@ class Mounted:
             os.close(self.descriptor)
             self.descriptor = -1
 
+    def watch(self, path: Path) -> None:
+        """Have it unmounted when this process dies. On a machine without a shell a dead mount has to be cleared by hand."""
+        if self.number is None:
+            return
+        unmount = ["umount", "-lic", "--"] if os.geteuid() == 0 else ["fusermount3", "-uzq", "--"]
+        command = ["/bin/sh", "-c", _WATCH, "isblk", "{}:{}".format(*self.number), _escaped(path), *unmount, os.fspath(path)]
+        null = subprocess.DEVNULL
+        try:
+            # A session of its own: Ctrl-C at the terminal ends the daemon in order, and is none of the shell's.
+            self._watcher = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=null, stderr=null, cwd="/", start_new_session=True, bufsize=0
+            )
+        except OSError as error:
+            log.info("nothing will unmount %s should this daemon be killed: %s", path, error)
+
     def dismiss(self) -> None:
         """Behind an unmount: nobody has to unmount any more. (Somebody else's mount may be at that place by now.)"""
-        if self._helper is None or self._line is None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is None or watcher.stdin is None:
             return
-        if isinstance(self._line, socket.socket):
-            self._helper.kill()  # fusermount3 knows no word for it
-        else:
-            with suppress(OSError):
-                self._line.write(b"\n")
         with suppress(OSError):
-            self._line.close()
+            watcher.stdin.write(b"\n")
+        watcher.stdin.close()
         with suppress(subprocess.TimeoutExpired):
-            self._helper.wait(5)
-        self._helper = self._line = None
+            watcher.wait(5)
 
 
 def mount(mountpoint: Mountpoint, options: MountOptions, read_only: bool) -> Mounted:
     """Mount. Raises UsageError with what the kernel or fusermount3 has against it; nothing is mounted then, and a mountpoint made is removed."""
     try:
-        return _mount_as_root(mountpoint, options, read_only) if os.geteuid() == 0 else _mount_as_user(mountpoint, options, read_only)
+        descriptor = (_mount_as_root if os.geteuid() == 0 else _mount_as_user)(mountpoint, options, read_only)
     except UsageError:
         mountpoint.remove()
         raise
+    mounted = Mounted(descriptor, mountpoint)
+    mounted.watch(mountpoint.path)
+    return mounted
 
 
 # --------------------------------------------------------------------------------------------------------------------------- root
 
 
-def _mount_as_root(mountpoint: Mountpoint, options: MountOptions, read_only: bool) -> Mounted:
+def _mount_as_root(mountpoint: Mountpoint, options: MountOptions, read_only: bool) -> int:
     try:
         descriptor = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -98,31 +105,19 @@ def _mount_as_root(mountpoint: Mountpoint, options: MountOptions, read_only: boo
     words += [f"group_id={os.getgid()}", "default_permissions", *(["allow_other"] if options.allow_other else [])]
     flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
     libc = ctypes.CDLL(None, use_errno=True)
-    arguments = (options.shown_source.encode(), os.fsencode(mountpoint.path), TYPE.encode(), ctypes.c_ulong(flags), ",".join(words).encode())
+    arguments = (
+        options.shown_source.encode(),
+        os.fsencode(mountpoint.path),
+        TYPE.encode(),
+        ctypes.c_ulong(flags),
+        ",".join(words).encode(),
+    )
     if libc.mount(*arguments) != 0:
         number = ctypes.get_errno()
         os.close(descriptor)
         remedy = "; give the container CAP_SYS_ADMIN, or run as an ordinary user" if number == errno.EPERM else ""
         raise UsageError(f"{mountpoint.path} cannot be mounted on: {os.strerror(number)}{remedy}")
-    mounted = Mounted(descriptor, mountpoint)
-    _watch_for_root(mounted, mountpoint.path)
-    return mounted
-
-
-def _watch_for_root(mounted: Mounted, path: Path) -> None:
-    """Start the shell that unmounts after us. A machine without a shell is one where a dead mount has to be cleared by hand."""
-    if mounted.number is None:
-        return
-    device = "{}:{}".format(*mounted.number)
-    command = ["/bin/sh", "-c", _WATCH, "isblk", device, _escaped(path), os.fspath(path)]
-    null = subprocess.DEVNULL
-    try:
-        helper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, cwd="/", start_new_session=True, bufsize=0)
-    except OSError as error:
-        log.info("nothing will unmount %s should this daemon be killed: %s", path, error)
-        return
-    assert helper.stdin is not None
-    mounted.watched(helper, helper.stdin)
+    return descriptor
 
 
 def _escaped(path: Path) -> str:
@@ -133,35 +128,29 @@ def _escaped(path: Path) -> str:
 # -------------------------------------------------------------------------------------------------------------------- other users
 
 
-def _mount_as_user(mountpoint: Mountpoint, options: MountOptions, read_only: bool) -> Mounted:
+def _mount_as_user(mountpoint: Mountpoint, options: MountOptions, read_only: bool) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours.settimeout(HANDOVER_SECONDS)
-    with tempfile.TemporaryFile() as words:
-        command = ["fusermount3", "-o", ",".join(sorted({*options.for_libfuse(read_only), "auto_unmount"})), "--", os.fspath(mountpoint.path)]
+    with ours, theirs, tempfile.TemporaryFile() as words:
+        ours.settimeout(HANDOVER_SECONDS)
+        command = ["fusermount3", "-o", ",".join(sorted(options.for_libfuse(read_only))), "--", os.fspath(mountpoint.path)]
         environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C"}
         null = subprocess.DEVNULL
         try:
-            helper = subprocess.Popen(
-                command, stdin=null, stdout=null, stderr=words, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
-            )
+            helper = subprocess.Popen(command, stdin=null, stdout=null, stderr=words, env=environment, pass_fds=[theirs.fileno()])
         except OSError as error:
-            ours.close()
             raise UsageError(f"fusermount3 cannot be started ({error.strerror}), and only root can mount without it") from None
-        finally:
-            theirs.close()
+        theirs.close()
         descriptor = _handed_over(ours)
         if descriptor is None:
-            ours.close()
             helper.kill()
-            helper.wait()
-            words.seek(0)
-            lines = words.read().decode(errors="replace").splitlines()
-            reason = next((line.strip() for line in lines if line.strip()), "fusermount3 gave no reason")
-            raise UsageError(f"{mountpoint.path} cannot be mounted on: {reason}")
+        helper.wait()
+        words.seek(0)
+        lines = words.read().decode(errors="replace").splitlines()
+    if descriptor is None:
+        reason = next((line.strip() for line in lines if line.strip()), "fusermount3 gave no reason")
+        raise UsageError(f"{mountpoint.path} cannot be mounted on: {reason}")
     os.set_blocking(descriptor, False)
-    mounted = Mounted(descriptor, mountpoint)
-    mounted.watched(helper, ours)
-    return mounted
+    return descriptor
 
 
 def _handed_over(sock: socket.socket) -> int | None:

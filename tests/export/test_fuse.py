@@ -20,7 +20,6 @@ import pytest
 from isblk.errors import ExitCode, UsageError
 from isblk.export.files import ROOT
 from isblk.export.fuse import _is_news
-from isblk.export.fuseoptions import MountOptions
 from isblk.export.mountpoint import device_number, is_mounted, prepare, unmount
 from support import fusedaemon
 from support.fusedaemon import Plan, mounted, start
@@ -465,8 +464,3 @@ def test_only_the_complaint_that_nobody_waits_is_kept_out_of_the_log() -> None:
     assert not _is_news(record("fuse_release(): fuse_reply_* failed with %s", os.strerror(errno.ENOENT)))
     assert _is_news(record("fuse_release(): fuse_reply_* failed with %s", os.strerror(errno.EINVAL)))
     assert _is_news(record("something else: %s", os.strerror(errno.ENOENT)))
-
-
-def test_the_source_survives_libfuses_option_parser() -> None:
-    assert "fsname=iqn.2026-11.x:a_b_c/0" in MountOptions("iqn.2026-11.x:a,b\u00fcc/0").for_libfuse()
-    assert {"ro", "allow_other", "default_permissions"} <= MountOptions("x", read_only=True, allow_other=True).for_libfuse()

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ import trio
 from isblk.block.mapping import Extent
 from isblk.block.request import Geometry, Op, Request
 from isblk.errors import IsblkError, RequestFailed
-from isblk.export.files import Details, Owner, Volume
 from isblk.export import fuse, fusekernel
+from isblk.export.files import Details, Owner, Volume
 from isblk.export.fuseoptions import Caching, Counters, Engine, MountOptions
 from isblk.export.mountpoint import prepare, unmount
 from isblk.link.plane import running_plane
@@ -193,12 +192,12 @@ async def run(plan: Plan) -> dict[str, Any]:
     counters, stop = Counters(), trio.Event()
     options = MountOptions(plan.source, plan.read_only, plan.allow_other, Caching(plan.caching))
     async with running_plane() as plane, trio.open_nursery() as nursery:
-        serve = fuse.serve if Engine(plan.engine) is Engine.PYFUSE3 else partial(fusekernel.serve, plane)
+        serve = fuse.serve if Engine(plan.engine) is Engine.PYFUSE3 else fusekernel.serve
         for disk in disks.values():
             disk.nursery = nursery
         async with trio.open_nursery() as serving:
             nursery.start_soon(_watch_signals, stop, serving.cancel_scope, plan, disks)
-            await serving.start(serve, volume, point, options, counters, stop)
+            await serving.start(serve, plane, volume, point, options, counters, stop)
             print("ready", flush=True)
         nursery.cancel_scope.cancel()
     return {"counters": dataclasses.asdict(counters), "disks": {lun: disk.seen for lun, disk in disks.items()}}
