@@ -170,6 +170,10 @@ class Volume:
             if inode > after:
                 yield name, self.attributes(inode), inode
 
+    def files(self) -> dict[bytes, int]:
+        """The inode of each file by its name; of the one disk that is the root itself by an empty name."""
+        return {b"": ROOT} if self._root is not None else dict(self._names)
+
     def check_directory(self, inode: int) -> None:
         """Pass for the root of the directory form; ENOTDIR for a file."""
         if not stat.S_ISDIR(self.attributes(inode).mode):

@@ -138,10 +138,12 @@ class Channel:
 
     # ------------------------------------------------------------------ control
 
-    def tell_resized(self) -> None:
-        """Let the kernel ask again for the size of disks that have changed."""
-        for inode in self.session.refresh():
+    def tell_resized(self) -> bool:
+        """Let the kernel ask again for the size of disks that have changed; whether there were any."""
+        changed = self.session.refresh()
+        for inode in changed:
             self.answer(wire.inval_inode(inode))
+        return bool(changed)
 
     async def leave(self) -> None:
         """Read nothing more, answer what was read, close. Those who still have files open get ENOTCONN from now on."""
@@ -187,13 +189,15 @@ async def serve(
     kernel or fusermount3 refuses the mount.
     """
     mounted = mount(mountpoint, options, volume.read_only or options.read_only)
-    channel = Channel(plane, mounted, volume, options.caching, counters if counters is not None else Counters())
+    caching = Caching.WRITE_THROUGH if volume.read_only and options.caching is Caching.WRITEBACK else options.caching
+    channel = Channel(plane, mounted, volume, caching, counters if counters is not None else Counters())
+    files = _Files(volume, mountpoint, mounted, caching)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_report, channel, mounted, task_status)
-            nursery.start_soon(_watch_sizes, channel)
+            nursery.start_soon(_report, channel, files, task_status)
+            nursery.start_soon(_watch_sizes, channel, files)
             if stop is not None:
-                nursery.start_soon(_stop, stop, channel, mountpoint, options)
+                nursery.start_soon(_stop, stop, channel, files)
             await channel.ended.wait()
             nursery.cancel_scope.cancel()
     finally:
@@ -213,13 +217,14 @@ def _unmount(mountpoint: Mountpoint, mounted: Mounted) -> None:
     mountpoint.remove()
 
 
-async def _report(channel: Channel, mounted: Mounted, task_status: trio.TaskStatus[None]) -> None:
+async def _report(channel: Channel, files: _Files, task_status: trio.TaskStatus[None]) -> None:
     await channel.agreed.wait()
     if channel.session.refused is not None:
-        channel.broken(UsageError(channel.session.refused))
+        channel.end()
         return
-    if mounted.number is not None:
-        _read_further_ahead(mounted.number)
+    if files.mounted.number is not None:
+        _read_further_ahead(files.mounted.number)
+    await files.settle()
     task_status.started()
 
 
@@ -230,36 +235,72 @@ def _read_further_ahead(number: tuple[int, int]) -> None:
             (_BDI / name / "read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n")
 
 
-async def _watch_sizes(channel: Channel) -> None:
+async def _watch_sizes(channel: Channel, files: _Files) -> None:
     while True:
         await trio.sleep(RESIZE_SECONDS)
-        channel.tell_resized()
+        if channel.tell_resized():
+            await files.settle()
 
 
-async def _stop(stop: trio.Event, channel: Channel, mountpoint: Mountpoint, options: MountOptions) -> None:
+async def _stop(stop: trio.Event, channel: Channel, files: _Files) -> None:
     """Take the mount out of sight, which ends it when nobody has it open; after a grace, end it for those who have.
 
     What they wrote until then is answered; what they write afterwards fails with ENOTCONN, as on a disk that was pulled out.
     """
     await stop.wait()
-    if options.caching is Caching.WRITEBACK:
-        with trio.move_on_after(SYNC_GRACE):
-            await trio.to_thread.run_sync(_sync, mountpoint.path, abandon_on_cancel=True)
+    with trio.move_on_after(SYNC_GRACE):
+        await files.sync()
     with trio.move_on_after(STOP_GRACE):
         try:
-            await trio.to_thread.run_sync(unmount, mountpoint.path, True, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(unmount, files.mountpoint.path, True, abandon_on_cancel=True)
         except UsageError as error:
             log.info("%s", error)  # unmounted meanwhile by somebody else, which is as good
         await trio.sleep_forever()
     channel.end()
 
 
-def _sync(path: Path) -> None:
-    """Let the kernel write back what it holds of every file of the mount."""
-    for each in path.iterdir() if path.is_dir() else [path]:
-        with suppress(OSError):
-            descriptor = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
+class _Files:
+    """The files of a mount with a write-back cache, which the kernel thinks are its own: what has to be asked of it as any user would.
+
+    It believes nobody about their size, but for what truncate(2) is answered: so each is truncated to the size it has, at first and after a
+    resize. And what it has not written yet it writes when fsync(2) asks. Both wait for requests to be answered, so they are done in a thread,
+    and in nothing but our own file system: after an unmount something else is at that path.
+    """
+
+    def __init__(self, volume: Volume, mountpoint: Mountpoint, mounted: Mounted, caching: Caching) -> None:
+        self.mountpoint = mountpoint
+        self.mounted = mounted
+        self._volume = volume
+        self._is_needed = caching is Caching.WRITEBACK and mounted.number is not None
+
+    async def settle(self) -> None:
+        """Have the kernel know the sizes."""
+        if self._is_needed:
+            await trio.to_thread.run_sync(self._each, self._truncate, abandon_on_cancel=True)
+
+    async def sync(self) -> None:
+        """Have it write back what it holds."""
+        if self._is_needed:
+            await trio.to_thread.run_sync(self._each, lambda descriptor, _size: os.fsync(descriptor), abandon_on_cancel=True)
+
+    def _each(self, function: Callable[[int, int], None]) -> None:
+        for name, inode in self._volume.files().items():
+            if self._volume.is_read_only(inode):
+                continue
             try:
-                os.fsync(descriptor)
+                descriptor = os.open(self.mountpoint.path / os.fsdecode(name) if name else self.mountpoint.path, os.O_WRONLY | os.O_CLOEXEC)
+            except OSError as error:
+                log.info("%s: %s", self.mountpoint.path, error)
+                continue
+            try:
+                if os.fstat(descriptor).st_dev == os.makedev(*(self.mounted.number or (0, 0))):
+                    function(descriptor, self._volume.size(inode))
+            except OSError as error:
+                log.warning("%s: %s", self.mountpoint.path, error.strerror)
             finally:
-                os.close(descriptor)
+                with suppress(OSError):
+                    os.close(descriptor)
+
+    @staticmethod
+    def _truncate(descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)

@@ -145,8 +145,7 @@ def test_sigterm_writes_back_what_a_file_that_stays_open_has_in_the_cache(place:
             mount.process.send_signal(signal.SIGTERM)
             assert mount.finish()["counters"]["bytes_written"] == MIB
         finally:
-            with pytest.raises(OSError, check=lambda error: error.errno in (errno.ENOTCONN, errno.ECONNABORTED)):
-                os.close(descriptor)
+            os.close(descriptor)
 
 
 def test_an_asynchronous_direct_write_with_o_dsync_is_durable(place: str, tmp_path: Path) -> None:
@@ -181,8 +180,6 @@ def test_direct_writes_of_several_threads_run_at_once(place: str, caching: str) 
 
 def test_a_resize_shows_at_once_and_under_load(place: str, variant: str, tmp_path: Path) -> None:
     """The kernel is told while readers and writers keep every page and request busy; nothing deadlocks, and both ends move on."""
-    if variant == "writeback":
-        pytest.skip("with a write-back cache the kernel keeps the size that it has")
     with mounted(Plan(place, {0: 16 * MIB}, resize_to=32 * MIB)) as mount, ThreadPoolExecutor(1) as threads:
         job = ["--name=t", f"--filename={place}", "--rw=randrw", "--bs=64k", "--size=16m", "--ioengine=psync", "--numjobs=4", "--thread"]
         job += ["--time_based", "--runtime=3", "--fallocate=none", f"--aux-path={tmp_path}"]
@@ -239,14 +236,13 @@ def test_sparse_copies_leave_out_holes(place: str, tmp_path: Path) -> None:
         with opened(place) as descriptor:
             fallocate(descriptor, PUNCH | KEEP, 0, 16 * MIB)
             os.pwrite(descriptor, os.urandom(65536), 3 * MIB)
-        reads = 16 * MIB // MIB
-        run("cp", "--sparse=auto", place, tmp_path / "copy")
+        run("cp", "--sparse=always", place, tmp_path / "copy")
         assert (tmp_path / "copy").stat().st_blocks * 512 <= MIB
         run("dd", f"if={tmp_path / 'copy'}", f"of={place}", "bs=1M", "conv=sparse,notrunc", "status=none")
         run("qemu-img", "convert", "-f", "raw", "-O", "raw", place, tmp_path / "converted")
         run("cmp", tmp_path / "copy", tmp_path / "converted")
         run("cmp", tmp_path / "copy", place)
-        assert reads and mount.unmount()["disks"]["0"]["STATUS"] > 0
+        assert mount.unmount()["disks"]["0"]["STATUS"] > 0
 
 
 def test_ranges_are_copied_without_leaving_the_server(tmp_path: Path) -> None:
@@ -306,8 +302,13 @@ def test_fstrim_gives_blocks_back_through_a_loop_mount(place: str, tmp_path: Pat
         with opened(place, os.O_RDONLY) as descriptor:
             before = allocated(descriptor)
             (tree / "file").unlink()
-            run("fstrim", tree)
-            until(lambda: allocated(descriptor) < before - 15 * MIB, "the blocks to be given back")
+            os.sync()
+
+            def is_given_back() -> bool:
+                run("fstrim", tree)  # again: ext4 frees a moment after the transaction has been committed
+                return allocated(descriptor) < before - 15 * MIB
+
+            until(is_given_back, "the blocks to be given back")
         assert (tree / "kept").read_bytes() == content[:MIB]
         run("umount", tree)
         run("losetup", "-d", device)
