@@ -49,8 +49,8 @@ async def serve(
 
     Returns after `umount`, `fusermount3 -u`, or `stop` (see `_stop`), when every request taken from the kernel has been answered; flushing
     and ending the devices is the caller's. A cancelled serve ends as well, but not before its requests in flight have finished. One mount
-    per process: pyfuse3 keeps its session in globals. It waits in trio's own loop, so the plane must not block meanwhile. Raises UsageError when
-    the kernel or fusermount3 refuses the mount, and for a write-back cache: pyfuse3 is used without the kernel's page cache.
+    per process: pyfuse3 keeps its session in globals. It waits in trio's own loop, so the plane must not block meanwhile. Raises UsageError
+    when the kernel or fusermount3 refuses the mount, and for a write-back cache: pyfuse3 is used without the kernel's page cache.
     """
     if options.caching is Caching.WRITEBACK:
         mountpoint.remove()

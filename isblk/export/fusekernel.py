@@ -4,8 +4,8 @@ Theory of operation. /dev/fuse gives one request for each readv(2) and takes one
 block, bounded by TURN, and then the devices are kicked once: one send to the target for everything that was read. While the session is
 blocked (fusesession.py) the descriptor is not watched.
 
-Draining costs a last readv that finds nothing, which would be spent before the target hears of the request. So a request that is alone, with
-no other open, ends the turn: at depth 1 that is one system call in eight and the exception for it. Were there more, the next poll tells.
+Draining costs a last readv that finds nothing, which would be spent before the target hears of the request. So a request that is alone,
+with no other open, ends the turn: at depth 1 that is one system call in eight less. If there are more, the next poll tells.
 
 Notices to the kernel (a resized disk) are written outside of request handling, and only such as cannot wait: NOTIFY_INVAL_INODE with an
 offset below 0 marks the attributes as old and touches no page, while dropping pages would wait for those that are being read or written,
@@ -288,7 +288,7 @@ class _Files:
             if self._volume.is_read_only(inode):
                 continue
             try:
-                descriptor = os.open(self.mountpoint.path / os.fsdecode(name) if name else self.mountpoint.path, os.O_WRONLY | os.O_CLOEXEC)
+                descriptor = os.open(self.mountpoint.path / os.fsdecode(name), os.O_WRONLY | os.O_CLOEXEC)
             except OSError as error:
                 log.info("%s: %s", self.mountpoint.path, error)
                 continue

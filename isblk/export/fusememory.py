@@ -5,7 +5,8 @@ it landed until the target has it. So requests land in *chunks* a little larger 
 the same chunk, and a chunk comes back when the last of them is done. (A buffer for each request would be a mebibyte for each 4 KiB; a copy
 out of it was the other way.) Payloads begin at a page, since the kernel copies page by page.
 
-A READ is answered from its *slot*: the data fills whole pages, the reply's header lies right before the first, and all of it is one write(2).
+A READ is answered from its *slot*: the data fills whole pages, the reply's header lies right before the first, and all of it is one
+write(2).
 
 No slot or no chunk means: read nothing more from the kernel until one comes back (back-pressure).
 """

@@ -1,12 +1,12 @@
 """Mounting without libfuse: root by mount(2), others by fusermount3, which hands over the open /dev/fuse.
 
-fusermount3(1) is set-user-id root. It mounts for whoever may write the mountpoint, and passes the descriptor through the socket whose number
-is in _FUSE_COMMFD (SCM_RIGHTS, unix(7)).
+fusermount3(1) is set-user-id root. It mounts for whoever may write the mountpoint, and passes the descriptor through the socket whose
+number is in _FUSE_COMMFD (SCM_RIGHTS, unix(7)).
 
-A daemon that is killed leaves a dead mount. So a shell of four lines waits for the end of a pipe, and unmounts what is mounted at that place
-while it has the same device number; a daemon that ends in order tells it that there is nothing to do. (The option auto_unmount of fusermount3
-was the other way: it works with allow_other alone, since afterwards it looks at the mount as root, who is not let in. And it would unmount
-whatever of isblk is at that place by then.)
+A daemon that is killed leaves a dead mount. So a shell of four lines waits for the end of a pipe, and unmounts what is mounted at that
+place while it has the same device number; a daemon that ends in order tells it that there is nothing to do. (The option auto_unmount of
+fusermount3 was the other way: it works with allow_other alone, since afterwards it looks at the mount as root, who is not let in. And it
+would unmount whatever of isblk is at that place by then.)
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Mounted:
 
 
 def mount(mountpoint: Mountpoint, options: MountOptions, read_only: bool) -> Mounted:
-    """Mount. Raises UsageError with what the kernel or fusermount3 has against it; nothing is mounted then, and a mountpoint made is removed."""
+    """Mount. Raises UsageError with what the kernel or fusermount3 has against it; a mountpoint that was made for this is removed then."""
     try:
         descriptor = (_mount_as_root if os.geteuid() == 0 else _mount_as_user)(mountpoint, options, read_only)
     except UsageError:

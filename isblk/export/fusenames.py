@@ -36,7 +36,7 @@ class Names:
         return wire.statx_reply(_attr(self._volume.attributes(header.node)), ATTRIBUTE_SECONDS)
 
     def setattr(self, header: Header, asked: Setattr, is_open_with_truncation: bool) -> bytes:
-        """The same size, and any times: done, without effect. Another size: EINVAL, unless it is open(2)'s. Another mode or owner: EPERM."""
+        """The same size, any times: done, without effect. Another size: EINVAL, unless it is open(2)'s. Another mode or owner: EPERM."""
         now = self._volume.attributes(header.node)
         if asked.valid & SetattrFlag.SIZE and not is_open_with_truncation:
             self._volume.check_resize(header.node, asked.size)

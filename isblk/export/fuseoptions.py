@@ -1,4 +1,4 @@
-"""What both FUSE engines are told and what both count: the options of a mount, the way the kernel may cache, counters for `isblk status`."""
+"""What both FUSE engines are told and what both count: the options of a mount, how the kernel may cache, counters for `isblk status`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MountOptions:
 
     @property
     def shown_source(self) -> str:
-        """The source as libfuse and fusermount3 take it: commas separate options, other bytes than ASCII are not taken; '_' stands there."""
+        """The source as libfuse and fusermount3 take it: commas separate options, bytes beyond ASCII are not taken; '_' stands there."""
         return "".join(c if c.isascii() and c.isprintable() and c not in ",\\ " else "_" for c in self.source)
 
     def for_libfuse(self, read_only: bool = False) -> set[str]:

@@ -1,26 +1,26 @@
 """One mount's conversation with the kernel: requests in, block Requests and replies out; no descriptor here.
 
-Theory of operation. The plane part (fusekernel.py) lets one request land in `buffers()`, calls `received`, and again until the kernel has no
-more; then `kick`. READ and WRITE are the hot road: one unpack, one Request, and when it is done one reply. Everything else goes through the
-table `_HANDLERS`, whose functions return the body of the reply, raise an IsblkError for its errno, or return `LATER` when the reply comes
-from something that is under way. What a file system is asked of names is answered in fusenames.py, what takes several steps in
+Theory of operation. The plane part (fusekernel.py) lets one request land in `buffers()`, calls `received`, and again until the kernel has
+no more; then `kick`. READ and WRITE are the hot road: one unpack, one Request, and when it is done one reply. Everything else goes through
+the table `_HANDLERS`, whose functions return the body of the reply, raise an IsblkError for its errno, or return `LATER` when the reply
+comes from something that is under way. What a file system is asked of names is answered in fusenames.py, what takes several steps in
 fuseranges.py.
 
 Back-pressure: `buffers()` is None while there is no memory for another request, while a READ that was taken waits for a slot, or while
 OPEN_LIMIT requests are open; the host is told by `room` when that is over.
 
 Caching (fuseoptions.Caching) is decided here for each handle. With the page cache a buffered write through an O_SYNC or O_DSYNC handle is
-followed by an FSYNC from the kernel, so nothing more is done about it. A direct one is not when it is asynchronous (libaio and io_uring with
-O_DIRECT: generic_write_sync is for writes that have ended), so a direct write with the flag is done with FUA, and so is every such write
-without the page cache. RWF_DSYNC arrives in the same flags.
+followed by an FSYNC from the kernel, so nothing more is done about it. A direct one is not when it is asynchronous (libaio and io_uring
+with O_DIRECT: the kernel syncs behind writes that have ended when the call returns), so a direct write with the flag is done with FUA, and
+so is every such write without the page cache. RWF_DSYNC arrives in the same flags.
 
-O_TRUNC: FUSE_ATOMIC_O_TRUNC is not asked for, since with it the kernel takes the file for empty until it next asks for the size. Without it
-open(2) is an OPEN and then a SETATTR to size 0, which is answered with the size that the disk has, and nothing was empty at any time. A
+O_TRUNC: FUSE_ATOMIC_O_TRUNC is not asked for, since with it the kernel takes the file for empty until it next asks for the size. Without
+it open(2) is an OPEN and then a SETATTR to size 0, which is answered with the size that the disk has, and nothing was empty at any time. A
 truncate(2) by name looks the same but for the OPEN; so size 0 is accepted from a thread that has the file open for writing, and EINVAL for
 all others, as for every other size.
 
-INTERRUPT is answered ENOSYS, after which the kernel sends no more: a disk's I/O is not interruptible, and a write that was told to have been
-interrupted could still land on newer data.
+INTERRUPT is answered ENOSYS, after which the kernel sends no more: a disk's I/O is not interruptible, and a write that was told to have
+been interrupted could still land on newer data.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def losses(device: Device) -> int:
 
 
 class Session:
-    """One mounted volume. `refused` says why when INIT could not be agreed on. Raises ProtocolError from `received` for what is no request."""
+    """One mounted volume. `refused` says why INIT could not be agreed on. `received` raises ProtocolError for what is no request."""
 
     def __init__(
         self,

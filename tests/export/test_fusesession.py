@@ -217,7 +217,7 @@ def test_no_order_of_completion_mixes_up_memory(steps: list[tuple[str, int, int]
                 device.complete(where % len(device.pending))
         elif kind == "r":
             host.read(where * MIB, length)
-        elif all(not seen.offset == where * MIB for seen in device.pending):
+        elif all(seen.offset != where * MIB for seen in device.pending):
             data = bytes([number + 1]) * length
             expected[where] = data
             host.write(where * MIB, data)
