@@ -7,6 +7,10 @@ blocked (fusesession.py) the descriptor is not watched.
 Draining costs a last readv that finds nothing, which would be spent before the target hears of the request. So a request that is alone,
 with no other open, ends the turn: at depth 1 that is one system call in eight less. If there are more, the next poll tells.
 
+Replies are written together at the end of a batch: an asker that is woken for the first finds the others there when it looks. Written one by
+one as they came, each was a wake-up of its own (measured on a null LUN at depth 32: reads 5 % slower, writes 12 %, with 23 us of CPU each
+instead of 18).
+
 Notices to the kernel (a resized disk) are written outside of request handling, and only such as cannot wait: NOTIFY_INVAL_INODE with an
 offset below 0 marks the attributes as old and touches no page, while dropping pages would wait for those that are being read or written,
 which is for us.
@@ -47,6 +51,8 @@ RESIZE_SECONDS = 0.25
 """How often it is looked whether a disk has another size."""
 READ_AHEAD_KIB = 4096
 """How far the kernel reads ahead in a file that is read in order, where this process may say so (root): several requests of 1 MiB."""
+_NOBODY_WAITS = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED)
+"""Of a reply: the asker was killed, or the mount has ended."""
 _BDI = Path("/sys/class/bdi")
 
 
@@ -65,6 +71,7 @@ class Channel:
         self._watched = True
         self._leaving = False
         self._waking = False
+        self._replies: list[bytes | memoryview] = []
         plane.register(self._fileno, self)
 
     # ------------------------------------------------------------------ the plane's calls
@@ -105,14 +112,22 @@ class Channel:
     # ------------------------------------------------------------------ the session's host
 
     def answer(self, reply: bytes | memoryview) -> None:
-        """Hot. One write for one reply."""
-        if self._fileno < 0:
-            return
-        try:
-            os.write(self._fileno, reply)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED):  # the asker was killed, or the mount has ended
-                log.error("a bug: the kernel does not take the reply %s: %s", bytes(reply[:16]).hex(), error)
+        """Hot. Keep a reply for the end of the batch."""
+        self._replies.append(reply)
+        if len(self._replies) == 1:
+            self._plane.at_batch_end(self, self._flush)
+
+    def _flush(self) -> None:
+        """Hot. One write for one reply, all of a batch at once."""
+        write, fileno, replies = os.write, self._fileno, self._replies
+        self._replies = []
+        for reply in replies:
+            try:
+                write(fileno, reply)
+            except OSError as error:
+                if error.errno not in _NOBODY_WAITS:
+                    log.error("a bug: the kernel does not take the reply %s: %s", bytes(reply[:16]).hex(), error)
+        self.session.answered()
 
     def room(self) -> None:
         """Something was finished: what could not be read may be read now, and whoever waits for the last one may go on."""
@@ -151,13 +166,13 @@ class Channel:
         self._leaving = True
         self._drain()
         await self.drained.wait()
-        self._fileno = -1
         self._mounted.close()
 
     def _drain(self) -> None:
         """Go on with what was read and had no memory yet; note when nothing is left."""
         self.session.buffers()
         self.session.kick()
+        self.session.blocked = True  # so that it tells when something else is finished
         if self.session.idle:
             self.drained.set()
 

@@ -74,7 +74,7 @@ class Host(Protocol):
     """What a session needs of its surroundings."""
 
     def answer(self, reply: bytes | memoryview) -> None:
-        """Give one whole reply to the kernel, now; the memory is free again on return."""
+        """Give one whole reply to the kernel, now or soon; a memoryview is lent until `answered`."""
 
     def room(self) -> None:
         """`buffers()` may have some again, or nothing is open any more."""
@@ -154,6 +154,7 @@ class Session:
         self._serial = 0
         self._parked: tuple[int, _Node, int, int] | None = None
         self._touched: set[Device] = set()
+        self._lent: list[Slot] = []
         self._sole = next(iter(self._nodes.values())).device if len(self._nodes) == 1 else None
         self._when_read = self._read_done  # bound once: a bound method for each request is an object for each
         self._when_written = self._write_done
@@ -202,6 +203,16 @@ class Session:
             touched, self._touched = self._touched, set()
             for device in touched:
                 device.kick()
+
+    def answered(self) -> None:
+        """Hot. Every reply has been given to the kernel: the memory of READs is free again."""
+        lent, give = self._lent, self._slots.give
+        if lent:
+            self._lent = []
+            for slot in lent:
+                give(slot)
+            if self.blocked:
+                self._host.room()
 
     def refresh(self) -> list[int]:
         """Take up sizes that have changed; the inodes they belong to, for the kernel to be told."""
@@ -256,10 +267,11 @@ class Session:
             length = request.length
             counters.bytes_read += length
             wire.OUT.pack_into(slot.header, 0, OUT_LENGTH + length, 0, request.unique)
+            self._lent.append(slot)
             self._host.answer(slot.reply if length == slot.size else slot.reply[: OUT_LENGTH + length])
         else:
             self._fail(request.unique, request.error)
-        self._slots.give(slot)
+            self._slots.give(slot)
         if self.blocked:
             self._host.room()
 

@@ -42,6 +42,7 @@ class FuseHost:
         self.rooms = 0
         self.started: list[tuple[Callable[..., Awaitable[object]], tuple[object, ...]]] = []
         self.is_initialized = False
+        self.lends = False
         volume = (
             Volume.of_file(device, OWNER, read_only, details)
             if device is not None
@@ -55,6 +56,8 @@ class FuseHost:
         length, error, unique = wire.OUT.unpack_from(reply)
         assert length == len(reply)
         self.replies.append(Reply(-error, unique, bytes(reply[16:])))
+        if not self.lends:
+            self.session.answered()
 
     def room(self) -> None:
         """Count."""
