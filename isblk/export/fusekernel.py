@@ -32,6 +32,7 @@ import trio
 
 from isblk.errors import UsageError
 from isblk.export import fusewire as wire
+from isblk.export.buffers import keep_memory
 from isblk.export.files import Volume
 from isblk.export.fusemount import Mounted, mount
 from isblk.export.fuseoptions import Caching, Counters, MountOptions
@@ -203,6 +204,7 @@ async def serve(
     devices is the caller's. A cancelled serve ends as well, but not before its requests in flight have finished. Raises UsageError when the
     kernel or fusermount3 refuses the mount.
     """
+    keep_memory()
     mounted = mount(mountpoint, options, volume.read_only or options.read_only)
     caching = Caching.WRITE_THROUGH if volume.read_only and options.caching is Caching.WRITEBACK else options.caching
     channel = Channel(plane, mounted, volume, caching, counters if counters is not None else Counters())
