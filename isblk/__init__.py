@@ -9,7 +9,7 @@ The rooms, lowest first; imports point down only, and a test asserts it:
     link/       bytes move: the data plane, one connection; here the keeper of a session will live
     discover/   finding targets: SendTargets; here iSNS, SLP and boot strings will live
     block/      blocks move: devices stacked on devices; here path choice, fencing and multipath will live
-    export/     what the local machine sees; knows only devices: FUSE and the NBD server
+    export/     what the local machine sees; knows only devices: two FUSE engines and the NBD server
     target/     the embedded target: the demo, the tests and the benchmark run against it
     state.py control.py detach.py listening.py ending.py   what a command needs: kept state, control socket, sockets, the end in order
     daemon.py nbdserver.py cli/                            composition of a mount and of an NBD server, command line

@@ -1,7 +1,8 @@
-"""The benchmark of the FUSE engines: isblk's two beside `qemu-storage-daemon --export fuse` over its iSCSI driver, under fio and git.
+"""The benchmark of the FUSE engines beside `qemu-storage-daemon --export fuse` over its iSCSI driver, under fio and git.
 
-All three mount the same disk of the same tgtd and are alive all the time, so that they meet the same noise. Beside the rates it measures
-what noise does not move: CPU microseconds of the server process per I/O, and its system calls per I/O.
+The direct engine is there twice, with the page cache and without. All mount the same disk of the same tgtd and are alive all the time, so
+that they meet the same noise. Beside the rates it measures what noise does not move: CPU microseconds of the server process per I/O, and
+its system calls per I/O.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def servers(home: Path, portal: str, name: str, lun: int, env: dict[str, str], i
     export = f"type=fuse,id=export,node-name=disk,mountpoint={home / 'qemu'},writable=on"
     return {
         "direct": [*mount, str(home / "direct")],
+        "direct_io": [*mount, str(home / "direct_io"), "-o", "direct_io"],
         "pyfuse3": [*mount, str(home / "pyfuse3"), "--fuse-engine", "pyfuse3"],
         "qemu": ["qemu-storage-daemon", "--blockdev", blockdev, "--export", export],
     }
@@ -152,7 +154,7 @@ class Contest(NamedTuple):
             cells.append(f"{median(rates):{digits}} ({min(rates):{digits}}-{max(rates):{digits}})")
         cpu = " / ".join(f"{median(run.cpu_us for run in runs):,.1f}" for runs in self.runs.values())
         calls = " / ".join(f"{each:.2f}" for each in self.calls.values()) or "-"
-        ratios = f"{self.ratio('direct'):.2f} / {self.ratio('pyfuse3'):.2f} (goal {self.goal:g})"
+        ratios = " / ".join(f"{self.ratio(name):.2f}" for name in self.runs if name != "qemu") + f" (goal {self.goal:g})"
         return f"| FUSE {self.name}, {self.unit} | {' | '.join(cells)} | {ratios} | {cpu} | {calls} |"
 
     def as_json(self) -> dict[str, Any]:
@@ -226,6 +228,6 @@ def _clone(server: Server, source: Path, tree: Path) -> float:
 
 
 HEADING = (
-    "| contest | direct: median (min-max) | pyfuse3: median (min-max) | qemu-storage-daemon: median (min-max) | direct, pyfuse3 to qemu "
+    "| contest | direct: median (min-max) | direct, -o direct_io | pyfuse3 | qemu-storage-daemon | ratio of each to qemu "
     "| server's CPU us per I/O | its system calls per I/O |"
 )

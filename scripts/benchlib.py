@@ -240,7 +240,7 @@ def fuse(tgtd: Tgtd, home: Path, env: dict[str, str], options: argparse.Namespac
     report: list[dict[str, Any]] = []
     for contest in benchfuse.contests(home, tgtd.portal, NAME, LUNS, env, ISBLK, options.rounds, options.seconds, options.only):
         if not report:
-            print(f"\n{benchfuse.HEADING}\n|---|---|---|---|---|---|---|")
+            print(f"\n{benchfuse.HEADING}\n|---|---|---|---|---|---|---|---|")
         print(contest.row(), flush=True)
         report.append(contest.as_json())
     return report

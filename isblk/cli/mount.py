@@ -31,7 +31,9 @@ OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
 @click.argument("target", metavar="TARGET")
 @click.argument("mountpoint", metavar="MOUNTPOINT")
 @lun_option
-@click.option("-o", "mount_options", multiple=True, metavar="OPTION[,...]", help="ro, rw, allow_other, direct_io, writeback.")
+@click.option(
+    "-o", "mount_options", multiple=True, metavar="OPTION[,...]", help="ro, rw; allow_other; direct_io (no page cache), writeback."
+)
 @click.option(
     "--fuse-engine",
     "engine",
@@ -64,6 +66,9 @@ def command(
     \b
     isblk mount iscsi://10.0.0.5/iqn.2001-05.com.example:disks/2 ./disk -o ro
     mkdir luns; isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks luns
+
+    \b
+    isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks ./disk -o direct_io
 
     \b
     isblk mount -p 10.0.0.5 -p 10.0.1.5 iqn.2001-05.com.example:disks ./disk
