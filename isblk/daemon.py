@@ -25,7 +25,7 @@ from isblk.config import Target
 from isblk.ending import controlled, written_back
 from isblk.errors import UsageError
 from isblk.export.files import Details, Owner, Volume
-from isblk.export.fuseoptions import Caching, Counters, Engine, MountOptions
+from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Counters, Engine, MountOptions
 from isblk.export.mountpoint import Mountpoint, prepare
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
@@ -45,7 +45,7 @@ class MountSpec:
     read_only: bool = False
     allow_other: bool = False
     caching: Caching = Caching.WRITE_THROUGH
-    engine: Engine = Engine.DIRECT
+    engine: Engine = DEFAULT_ENGINE
     policies: Policies = field(default_factory=Policies)
     isids: tuple[Isid, ...] = ()
 
@@ -76,7 +76,7 @@ class Running:
             "target": self.spec.target.name,
             "read_only": self.spec.read_only,
             "engine": self.spec.engine.value,
-            "caching": self.spec.caching.value,
+            "caching": (Caching.NONE if self.spec.engine is Engine.PYFUSE3 else self.spec.caching).value,
             "since": self.since,
             "initiator_name": self.access.initiator_name,
             "sessions": [session_status(keeper) for keeper in keepers],
@@ -121,7 +121,7 @@ def _engine(engine: Engine) -> Callable[..., Awaitable[None]]:
     try:
         from isblk.export import fuse
     except ImportError as error:
-        raise UsageError(f"the pyfuse3 engine cannot be used ({error}); pip install 'isblk[pyfuse3]', or leave --fuse-engine out") from None
+        raise UsageError(f"the pyfuse3 engine cannot be used ({error}); pip install pyfuse3, or use --fuse-engine direct") from None
     return fuse.serve
 
 

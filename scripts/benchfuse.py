@@ -74,8 +74,8 @@ def servers(home: Path, portal: str, name: str, lun: int, env: dict[str, str], i
     blockdev = f"driver=iscsi,node-name=disk,transport=tcp,portal={portal},target={name},lun={lun},cache.direct=on"
     export = f"type=fuse,id=export,node-name=disk,mountpoint={home / 'qemu'},writable=on"
     return {
-        "direct": [*mount, str(home / "direct")],
-        "direct_io": [*mount, str(home / "direct_io"), "-o", "direct_io"],
+        "direct": [*mount, str(home / "direct"), "--fuse-engine", "direct"],
+        "direct_io": [*mount, str(home / "direct_io"), "--fuse-engine", "direct", "-o", "direct_io"],
         "pyfuse3": [*mount, str(home / "pyfuse3"), "--fuse-engine", "pyfuse3"],
         "qemu": ["qemu-storage-daemon", "--blockdev", blockdev, "--export", export],
     }

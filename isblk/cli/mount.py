@@ -19,7 +19,7 @@ from isblk.config import PathOptions, Target, make_policies, parse_target
 from isblk.daemon import MountSpec
 from isblk.daemon import mount as serve_mount
 from isblk.errors import UsageError
-from isblk.export.fuseoptions import Caching, Engine
+from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Engine
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
 from isblk.state import make_directory, places
@@ -38,7 +38,7 @@ OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
     "--fuse-engine",
     "engine",
     type=click.Choice([engine.value for engine in Engine]),
-    default=Engine.DIRECT.value,
+    default=DEFAULT_ENGINE.value,
     show_default=True,
     help="Who speaks to the kernel.",
 )
@@ -68,7 +68,7 @@ def command(
     mkdir luns; isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks luns
 
     \b
-    isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks ./disk -o direct_io
+    isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks ./disk --fuse-engine direct -o writeback
 
     \b
     isblk mount -p 10.0.0.5 -p 10.0.1.5 iqn.2001-05.com.example:disks ./disk
@@ -88,7 +88,7 @@ def command(
             raise UsageError("MOUNTPOINT is empty; name a path that is not there yet, a file, or a directory")
         run = make_directory(places().run)
         place, is_read_only, is_for_others = os.path.abspath(mountpoint), "ro" in flags, "allow_other" in flags
-        spec = MountSpec(found, lun, place, run, is_read_only, is_for_others, _caching(flags), Engine(engine), policies)
+        spec = MountSpec(found, lun, place, run, is_read_only, is_for_others, _caching(flags, Engine(engine)), Engine(engine), policies)
 
         async def serve(target: Target, isids: tuple[Isid, ...], access: Access, stop: trio.Event, started: Callable[[], None]) -> None:
             await serve_mount(replace(spec, target=target, isids=isids), access, stop, started)
@@ -104,7 +104,9 @@ def _mount_options(words: tuple[str, ...]) -> set[str]:
     return option_words(words, OPTIONS)
 
 
-def _caching(flags: set[str]) -> Caching:
+def _caching(flags: set[str], engine: Engine) -> Caching:
     if {"direct_io", "writeback"} <= flags:
         raise UsageError("-o direct_io and -o writeback contradict each other: give one of them")
+    if "writeback" in flags and engine is Engine.PYFUSE3:
+        raise UsageError("-o writeback is not for the pyfuse3 engine, which caches nothing: use --fuse-engine direct")
     return Caching.NONE if "direct_io" in flags else Caching.WRITEBACK if "writeback" in flags else Caching.WRITE_THROUGH

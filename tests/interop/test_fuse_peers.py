@@ -41,7 +41,9 @@ def target(tmp_path: Path) -> Iterator[TargetProcess]:
 
 @pytest.fixture
 def commands(fuse: None, target: TargetProcess, processes: Processes, mounts: Mounts) -> Commands:
-    return Commands(processes, target)
+    found = Commands(processes, target)
+    found.mount_options = ["--fuse-engine", "direct"]
+    return found
 
 
 def known(name: str) -> None:
@@ -169,7 +171,7 @@ def test_tgtd_knows_holes_too(fuse: None, processes: Processes, mounts: Mounts, 
     tgt.disk(number, 1, 64 * MIB)
     tgt.unit_params(number, 1, "thin_provisioning=1")
     place = tmp_path / "disk"
-    processes.run(isblk("mount", "-p", tgt.portal, name, place))
+    processes.run(isblk("mount", "-p", tgt.portal, name, place, "--fuse-engine", "direct"))
     with place.open("r+b", buffering=0) as file:
         os.pwrite(file.fileno(), b"x" * 2 * MIB, 8 * MIB)
         os.fsync(file.fileno())
@@ -200,7 +202,8 @@ def test_qemu_opens_the_file_in_each_of_its_ways(commands: Commands, tmp_path: P
 
 def over_both(commands: Commands, place: Path) -> Path:
     one, two = commands.target.portals
-    commands.run("mount", "-p", one, "-p", two, commands.target.name, place, "--log-file", place.with_suffix(".log"))
+    log = place.with_suffix(".log")
+    commands.run("mount", "-p", one, "-p", two, commands.target.name, place, "--log-file", log, *commands.mount_options)
     until(lambda: all(each["state"] == "up" for each in commands.status()[0]["sessions"]), "both paths")
     return place
 
