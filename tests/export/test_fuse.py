@@ -233,7 +233,7 @@ def test_readers_of_one_file_run_in_parallel(place: str) -> None:
         with opened(place, os.O_RDONLY) as descriptor, ThreadPoolExecutor(8) as threads:
             parts = list(threads.map(lambda part: len(os.pread(descriptor, MIB, part * MIB)), range(8)))
         assert parts == [MIB] * 8
-        assert mount.unmount()["disks"]["0"]["most_at_once"] == 8
+        assert mount.unmount()["disks"]["0"]["most_at_once"] >= 8
 
 
 def test_bytes_come_back_from_any_offset(place: str) -> None:
