@@ -14,7 +14,7 @@ class Engine(Enum):
 
 
 DEFAULT_ENGINE = Engine.PYFUSE3
-"""Until the direct one is faster at everything: with its page cache it reads a file in order at 0.8 of pyfuse3's rate (scripts/bench)."""
+"""Until the direct one is faster at everything: of 1 MiB writes at depth 8 it does 0.8 to 0.95 of what pyfuse3 does (scripts/bench)."""
 
 
 class Caching(Enum):
