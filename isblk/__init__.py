@@ -9,7 +9,7 @@ The rooms, lowest first; imports point down only, and a test asserts it:
     link/       bytes move: the data plane, one connection; here the keeper of a session will live
     discover/   finding targets: SendTargets; here iSNS, SLP and boot strings will live
     block/      blocks move: devices stacked on devices; here path choice, fencing and multipath will live
-    export/     what the local machine sees; knows only devices: FUSE, the NBD server, the kernel's NBD client
+    export/     what the local machine sees; knows only devices: two FUSE engines, the NBD server, the kernel's NBD client
     target/     the embedded target: the demo, the tests and the benchmark run against it
     state.py control.py listening.py   what a command needs: kept state, the control socket, sockets,
     detach.py ending.py reclaim.py     leaving the terminal, the end in order, memory that is written out through the daemon

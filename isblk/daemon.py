@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ from typing import Any
 import trio
 
 from isblk.block.attach import Attached, Where, attached
+from isblk.block.blockstatus import lba_status
+from isblk.block.multipath import Multipath
 from isblk.block.policies import Policies
+from isblk.block.stack import Disk
 from isblk.config import Target
 from isblk.ending import controlled, written_back
-from isblk.export.files import Owner, Volume
-from isblk.export.fuse import Counters, MountOptions, serve
+from isblk.errors import UsageError
+from isblk.export.files import Details, Owner, Volume
+from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Counters, Engine, MountOptions
 from isblk.export.mountpoint import Mountpoint, prepare
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
@@ -40,6 +44,8 @@ class MountSpec:
     run_directory: Path
     read_only: bool = False
     allow_other: bool = False
+    caching: Caching = Caching.WRITE_THROUGH
+    engine: Engine = DEFAULT_ENGINE
     policies: Policies = field(default_factory=Policies)
     isids: tuple[Isid, ...] = ()
 
@@ -69,6 +75,8 @@ class Running:
             "where": str(self.mountpoint.path),
             "target": self.spec.target.name,
             "read_only": self.spec.read_only,
+            "engine": self.spec.engine.value,
+            "caching": (Caching.NONE if self.spec.engine is Engine.PYFUSE3 else self.spec.caching).value,
             "since": self.since,
             "initiator_name": self.access.initiator_name,
             "sessions": [session_status(keeper) for keeper in keepers],
@@ -98,16 +106,41 @@ async def _serve(plane: Plane, running: Running, started: Callable[[], None]) ->
     spec, disks = running.spec, running.attachment.disks
     volume = _volume(running)
     source = f"{spec.target.name}/{lun_text(disks[0].description.lun)}" if not volume.is_directory else spec.target.name
-    options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other)
-    with plane.impatient():
-        async with controlled(spec.run_directory, running.status, running.stop), trio.open_nursery() as serving:
-            await serving.start(serve, volume, running.mountpoint, options, running.counters, running.stop)
-            started()
+    options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other, caching=spec.caching)
+    async with controlled(spec.run_directory, running.status, running.stop), trio.open_nursery() as serving:
+        await serving.start(_engine(spec.engine), plane, volume, running.mountpoint, options, running.counters, running.stop)
+        started()
+
+
+def _engine(engine: Engine) -> Callable[..., Awaitable[None]]:
+    """The engine's `serve`. Only the one that is used is imported: pyfuse3 need not be installed. Raises UsageError where it is not."""
+    if engine is Engine.DIRECT:
+        from isblk.export import fusekernel
+
+        return fusekernel.serve
+    try:
+        from isblk.export import fuse
+    except ImportError as error:
+        raise UsageError(f"the pyfuse3 engine cannot be used ({error}); pip install pyfuse3, or use --fuse-engine direct") from None
+    return fuse.serve
 
 
 def _volume(running: Running) -> Volume:
     owner = Owner(os.getuid(), os.getgid(), time.time_ns())
     disks, read_only = running.attachment.disks, running.spec.read_only
+    details = {disk.number: _details(running.spec.target.name, disk) for disk in disks}
     if running.mountpoint.is_directory:
-        return Volume.of_directory({disk.number: disk.gate for disk in disks}, owner, read_only)
-    return Volume.of_file(disks[0].gate, owner, read_only)
+        return Volume.of_directory({disk.number: disk.gate for disk in disks}, owner, read_only, details)
+    return Volume.of_file(disks[0].gate, owner, read_only, details[disks[0].number])
+
+
+def _details(target: str, disk: Disk) -> Details:
+    """The labels as `isblk ls` and `isblk status` print them; of the paths those that are up, one a line."""
+
+    def labels() -> dict[str, str]:
+        paths = disk.device.paths if isinstance(disk.device, Multipath) else []
+        found = {"target": target, "lun": lun_text(disk.description.lun), "wwid": disk.description.wwid or ""}
+        found["paths"] = "\n".join(f"{path.keeper.portal} {path.state.value}" for path in paths)
+        return {name: value for name, value in found.items() if value}
+
+    return Details(labels, lba_status(disk))

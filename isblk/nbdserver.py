@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,17 @@ from typing import Any
 import trio
 
 from isblk.block.attach import Attached, Where, attached
-from isblk.block.choose import PathState
-from isblk.block.mapping import Extent, block_status
-from isblk.block.multipath import Multipath
+from isblk.block.blockstatus import lba_status
 from isblk.block.policies import Policies
 from isblk.block.stack import Disk
 from isblk.config import Target
 from isblk.ending import controlled, written_back
-from isblk.errors import IsblkError
 from isblk.export.nbd import ClientStatus, Export, NbdServer
 from isblk.export.nbdtls import TlsSettings
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
 from isblk.link.plane import running_plane
 from isblk.listening import Listener
-from isblk.scsi.data import Provisioning
 from isblk.scsi.lun_number import lun_text
 from isblk.status import device_status, session_status
 
@@ -157,28 +153,8 @@ def export_of(disk: Disk) -> Export:
         number=disk.number,
         rotational=disk.gate.geometry.rotational,
         wwid=found.wwid,
-        lba_status=_lba_status(disk),
+        lba_status=lba_status(disk),
     )
-
-
-def _lba_status(disk: Disk) -> Callable[[int, int], Awaitable[Sequence[Extent]]] | None:
-    """How to ask which bytes are provisioned: over a path that is up. None for a unit that is not thin."""
-    device, found = disk.device, disk.description
-    if not isinstance(device, Multipath) or found.capacity is None or not found.capacity.provisioning_enabled:
-        return None
-
-    async def ask(offset: int, length: int) -> Sequence[Extent]:
-        """Whole blocks. A hint: what cannot be known counts as mapped, as it does while there is no path or old writes are on their way."""
-        for path in list(device.live):
-            if path.unit is None or path.state is not PathState.UP:  # While it is fenced, acknowledged writes may be missing.
-                continue
-            try:
-                return await block_status(path.unit.link, found, offset, length)
-            except IsblkError as error:
-                _log.info("%s: the provisioning status is not known: %s", device.name, error)
-        return [Extent(offset, length, Provisioning.MAPPED)]
-
-    return ask
 
 
 def export_status(export: Export, read_only: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import trio
 
+import benchfuse
 import benchnbd
 import benchpaths
 from support.tgt import Tgtd
@@ -234,13 +235,24 @@ def nbd(tgtd: Tgtd, home: Path, env: dict[str, str], options: argparse.Namespace
     return report
 
 
+def fuse(tgtd: Tgtd, home: Path, env: dict[str, str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The FUSE engines and qemu side by side, printed; the runs."""
+    report: list[dict[str, Any]] = []
+    for contest in benchfuse.contests(home, tgtd.portal, NAME, LUNS, env, ISBLK, options.rounds, options.seconds, options.only):
+        if not report:
+            print(f"\n{benchfuse.HEADING}\n|---|---|---|---|---|---|---|---|")
+        print(contest.row(), flush=True)
+        report.append(contest.as_json())
+    return report
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure isblk beside libiscsi and qemu on the same tgtd.")
     parser.add_argument("--rounds", type=int, default=5, help="how often each contest is held (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one run (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one round of one second")
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="only contests whose name has TEXT in it, such as QD32, null, NBD or paths"
+        "--only", default="", metavar="TEXT", help="only contests whose name has TEXT in it, such as QD32, null, NBD, FUSE or paths"
     )
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"), help="where the runs go as JSON (%(default)s)")
     options = parser.parse_args()
@@ -277,6 +289,7 @@ def main() -> None:
         if options.only in "two paths":
             report["paths"] = paths(tgtd, options.rounds, options.seconds)
         report["nbd"] = nbd(tgtd, home, env, options)
+        report["fuse"] = fuse(tgtd, home, env, options)
         report["help_seconds"] = help_seconds(env)
         print(f"\nisblk --help: {report['help_seconds'] * 1e3:.0f} ms (median of 10)")
         report["idle_mount_bytes"] = idle_mount_bytes(tgtd.portal, home, env)

@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -130,12 +130,17 @@ def measured(server: Server, shape: Shape, seconds: float) -> Run:
 
 
 def system_calls(server: Server, shape: Shape) -> float:
-    """System calls of the server per I/O, in a short run of its own: strace makes everything slow."""
-    argv = ["strace", "-c", "-f", "-q", "-p", str(server.pid)]
+    """System calls of the server per I/O."""
+    return count_calls(server.pid, lambda: fio(server, shape, TRACE_SECONDS)[1])
+
+
+def count_calls(pid: int, work: Callable[[], int]) -> float:
+    """System calls of a process for each I/O of `work`, which says how many it did; a run of its own, for strace makes everything slow."""
+    argv = ["strace", "-c", "-f", "-q", "-p", str(pid)]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracer:
         try:
-            _wait_until_traced(server.pid)
-            _, requests = fio(server, shape, TRACE_SECONDS)
+            _wait_until_traced(pid)
+            requests = work()
         finally:
             tracer.send_signal(signal.SIGINT)
             _, said = tracer.communicate(timeout=20)

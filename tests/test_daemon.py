@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,11 +20,12 @@ from isblk.config import Target
 from isblk.daemon import MountSpec, mount
 from isblk.errors import IsblkError, LoginRefused, NotFound, RequestFailed, UsageError
 from isblk.export import mountpoint as mountpoints
-from isblk.export.files import Volume
-from isblk.export.fuse import Counters, MountOptions
+from isblk.export.files import ROOT, Volume
+from isblk.export.fuseoptions import Counters, Engine, MountOptions
 from isblk.export.mountpoint import Mountpoint
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.opening import Access
+from isblk.link.plane import Plane
 from isblk.link.sweeper import Timing
 from isblk.target.config import LunConfig, PortalConfig
 from support.targets import MIB, RunningTarget, disk, running_target
@@ -33,7 +35,7 @@ DATA = bytes(range(256)) * 4
 
 
 class FrontEnd:
-    """Stands in for export.fuse.serve: runs until it is unmounted or told to stop, and lets the test use the devices."""
+    """Stands in for an engine's serve: runs until it is unmounted or told to stop, and lets the test use the devices."""
 
     def __init__(self) -> None:
         self.volume: Volume | None = None
@@ -43,6 +45,7 @@ class FrontEnd:
 
     async def serve(
         self,
+        plane: Plane,
         volume: Volume,
         mountpoint: Mountpoint,
         options: MountOptions,
@@ -72,7 +75,7 @@ class FrontEnd:
 @pytest.fixture
 def front_end(monkeypatch: pytest.MonkeyPatch) -> FrontEnd:
     front = FrontEnd()
-    monkeypatch.setattr(daemon, "serve", front.serve)
+    monkeypatch.setattr(daemon, "_engine", lambda _engine: front.serve)
     monkeypatch.setattr(mountpoints, "check_machine", lambda allow_other: None)
     return front
 
@@ -176,6 +179,7 @@ async def test_its_status_is_answered_over_the_control_socket(front_end: FrontEn
             stop.set()
     assert json.loads(json.dumps(answer)) == answer
     assert (answer["pid"], answer["kind"], answer["where"], answer["target"]) == (os.getpid(), "mount", str(tmp_path / "disk"), target.name)
+    assert (answer["engine"], answer["caching"]) == ("pyfuse3", "direct_io")
     assert (answer["read_only"], len(answer["sessions"]), len(answer["devices"])) == (False, 1, 1)
     assert answer["devices"][0]["counters"]["write_bytes"] == len(DATA)
     assert answer["sessions"][0]["portal"] == target.portal
@@ -401,3 +405,26 @@ async def test_a_login_that_is_refused(front_end: FrontEnd, tmp_path: Path) -> N
 
     async with running_target(credentials=Credentials("me", b"a secret of twenty two")) as target:
         await fails(spec(target, tmp_path / "disk"), LoginRefused, "wants authentication", target)
+
+
+def test_an_engine_that_is_not_installed_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyfuse3", None)
+    for name in ("isblk.export.fuse", "isblk.export.operations"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr("isblk.export.fuse", raising=False)
+    with pytest.raises(UsageError, match="pip install pyfuse3"):
+        daemon._engine(Engine.PYFUSE3)
+    assert callable(daemon._engine(Engine.DIRECT)), "which does without"
+
+
+async def test_a_disk_is_labelled_and_tells_its_holes(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target([disk(3)]) as target, mounted(spec(target, tmp_path / "disk")) as stop:
+        assert front_end.volume is not None
+        details = front_end.volume.details(ROOT)
+        labels = details.labels()
+        assert (labels["target"], labels["lun"], labels["paths"]) == (target.name, "3", f"{target.portal} up")
+        assert labels["wwid"].startswith("naa.")
+        assert details.lba_status is not None
+        (extent,) = await details.lba_status(0, MIB)
+        assert (extent.offset, extent.length, extent.provisioning) == (0, MIB, 1)
+        stop.set()

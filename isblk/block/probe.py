@@ -330,5 +330,6 @@ def geometry(found: Description) -> Geometry:
         can_fua=True,
         write_cache=found.mode.write_cache is not False,
         trim_reads_zero=capacity.reads_zero or provisioning.reads_zero,
+        zero_unmaps=provisioning.write_same_16_unmap and (capacity.reads_zero or provisioning.reads_zero),
         rotational=found.characteristics.rotational,
     )

@@ -68,7 +68,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a device is: sizes in bytes. `max_transfer` bounds READ and WRITE, `max_trim` and `max_zero` TRIM and ZERO; 0 means no bound."""
+    """What a device is: sizes in bytes. `max_transfer` bounds READ and WRITE, `max_trim` and `max_zero` TRIM and ZERO; 0 means no bound.
+
+    `zero_unmaps`: ZERO gives the blocks back as TRIM does, where it can, and what it zeroed reads as zeroes in any case.
+    """
 
     size: int
     block_size: int
@@ -84,6 +87,7 @@ class Geometry:
     can_fua: bool = False
     write_cache: bool = False
     trim_reads_zero: bool = False
+    zero_unmaps: bool = False
     rotational: bool = False
 
 

@@ -13,6 +13,7 @@ import trio
 
 from isblk.blockdevice import DEAD_CONNECTION_TIMEOUT, LONGEST_TIMEOUT, DeviceSpec, default_timeout
 from isblk.blockdevice import serve as serve_device
+from isblk.cli.configured import Configured
 from isblk.cli.detach import serving
 from isblk.cli.options import lun_option, option_words, path_options, session_options
 from isblk.cli.running import errors_as_sentences
@@ -30,7 +31,7 @@ CONNECTIONS = min(4, os.cpu_count() or 1)
 """The kernel has a queue for each connection, and uses no more of them than it has processors; all end in one thread here."""
 
 
-@click.command("attach")
+@click.command("attach", cls=Configured)
 @click.argument("target", metavar="TARGET")
 @click.argument("device", metavar="DEVICE")
 @lun_option

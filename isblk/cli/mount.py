@@ -20,24 +20,42 @@ from isblk.config import PathOptions, Target, make_policies, parse_target
 from isblk.daemon import MountSpec
 from isblk.daemon import mount as serve_mount
 from isblk.errors import UsageError
+from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Engine
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
 from isblk.state import make_directory, places
 
-OPTIONS = ("ro", "rw", "allow_other")
+OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
 
 
 @click.command("mount", cls=Configured)
 @click.argument("target", metavar="TARGET")
 @click.argument("mountpoint", type=click.Path(), metavar="MOUNTPOINT")
 @lun_option
-@click.option("-o", "mount_options", multiple=True, metavar="OPTION[,...]", help="ro, rw or allow_other, as for mount(8).")
+@click.option(
+    "-o", "mount_options", multiple=True, metavar="OPTION[,...]", help="ro, rw; allow_other; direct_io (no page cache), writeback."
+)
+@click.option(
+    "--fuse-engine",
+    "engine",
+    type=click.Choice([engine.value for engine in Engine]),
+    default=DEFAULT_ENGINE.value,
+    show_default=True,
+    help="Who speaks to the kernel.",
+)
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
 @click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log of the daemon, instead of syslog.")
 @session_options
 @path_options
 def command(
-    target: str, mountpoint: str, lun: int | None, mount_options: tuple[str, ...], foreground: bool, log_file: Path | None, **options: Any
+    target: str,
+    mountpoint: str,
+    lun: int | None,
+    mount_options: tuple[str, ...],
+    engine: str,
+    foreground: bool,
+    log_file: Path | None,
+    **options: Any,
 ) -> None:
     """Show a logical unit of TARGET as the file MOUNTPOINT, or all its disks as lun0, lun1, ... in the directory MOUNTPOINT.
 
@@ -49,6 +67,9 @@ def command(
     \b
     isblk mount iscsi://10.0.0.5/iqn.2001-05.com.example:disks/2 ./disk -o ro
     mkdir luns; isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks luns
+
+    \b
+    isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks ./disk --fuse-engine direct -o writeback
 
     \b
     isblk mount -p 10.0.0.5 -p 10.0.1.5 iqn.2001-05.com.example:disks ./disk
@@ -67,7 +88,8 @@ def command(
         if not mountpoint:
             raise UsageError("MOUNTPOINT is empty; name a path that is not there yet, a file, or a directory")
         run = make_directory(places().run)
-        spec = MountSpec(found, lun, os.path.abspath(mountpoint), run, "ro" in flags, "allow_other" in flags, policies)
+        place, is_read_only, is_for_others = os.path.abspath(mountpoint), "ro" in flags, "allow_other" in flags
+        spec = MountSpec(found, lun, place, run, is_read_only, is_for_others, _caching(flags, Engine(engine)), Engine(engine), policies)
 
         async def serve(target: Target, isids: tuple[Isid, ...], access: Access, stop: trio.Event, started: Callable[[], None]) -> None:
             await serve_mount(replace(spec, target=target, isids=isids), access, stop, started)
@@ -81,3 +103,11 @@ def command(
 
 def _mount_options(words: tuple[str, ...]) -> set[str]:
     return option_words(words, OPTIONS)
+
+
+def _caching(flags: set[str], engine: Engine) -> Caching:
+    if {"direct_io", "writeback"} <= flags:
+        raise UsageError("-o direct_io and -o writeback contradict each other: give one of them")
+    if "writeback" in flags and engine is Engine.PYFUSE3:
+        raise UsageError("-o writeback is not for the pyfuse3 engine, which caches nothing: use --fuse-engine direct")
+    return Caching.NONE if "direct_io" in flags else Caching.WRITEBACK if "writeback" in flags else Caching.WRITE_THROUGH

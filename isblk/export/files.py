@@ -16,9 +16,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from isblk.errors import RequestInvalid
 
@@ -65,31 +65,72 @@ class Space:
     files: int
 
 
+class Provisioned(Protocol):
+    """A stretch of a disk in bytes; `provisioning` as GET LBA STATUS has it: 0 mapped, 1 deallocated, 2 anchored."""
+
+    @property
+    def offset(self) -> int:
+        """Where it begins."""
+
+    @property
+    def length(self) -> int:
+        """How long it is."""
+
+    @property
+    def provisioning(self) -> int:
+        """Whether there is anything behind it."""
+
+
+@dataclass(frozen=True)
+class Details:
+    """What is known of a disk beside its bytes.
+
+    `labels()` are shown as extended attributes, `user.isblk.` before each name. `lba_status(offset, length)`, in bytes and whole physical
+    blocks, tells what is provisioned (block.mapping.Extent fits); without it everything counts as data.
+    """
+
+    labels: Callable[[], Mapping[str, str]] = dict
+    lba_status: Callable[[int, int], Awaitable[Sequence[Provisioned]]] | None = None
+
+
 class Volume:
     """The inodes of one mount. Sizes are asked from the devices each time, so that a resize shows at once.
 
     Raises errors.RequestInvalid, with its errno, for whatever the file system refuses.
     """
 
-    def __init__(self, root: Device | None, disks: Mapping[int, Device], owner: Owner, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        root: Device | None,
+        disks: Mapping[int, Device],
+        owner: Owner,
+        read_only: bool = False,
+        details: Mapping[int, Details] | None = None,
+    ) -> None:
+        """`details` by LUN; of the one disk that is a file itself, by 0."""
         self._root = root
         self._owner = owner
         self._read_only = read_only
+        self._details: dict[int, Details] = {ROOT: details[0]} if root is not None and details else {}
         self.devices: dict[int, Device] = {ROOT: root} if root is not None else {}
         self._names: dict[bytes, int] = {}
         for inode, lun in enumerate(sorted(disks), start=ROOT + 1):
             self.devices[inode] = disks[lun]
             self._names[b"lun%d" % lun] = inode
+            if details and lun in details:
+                self._details[inode] = details[lun]
 
     @classmethod
-    def of_file(cls, device: Device, owner: Owner, read_only: bool = False) -> Volume:
+    def of_file(cls, device: Device, owner: Owner, read_only: bool = False, details: Details | None = None) -> Volume:
         """One disk as the mounted file itself."""
-        return cls(device, {}, owner, read_only)
+        return cls(device, {}, owner, read_only, {0: details} if details is not None else None)
 
     @classmethod
-    def of_directory(cls, disks: Mapping[int, Device], owner: Owner, read_only: bool = False) -> Volume:
+    def of_directory(
+        cls, disks: Mapping[int, Device], owner: Owner, read_only: bool = False, details: Mapping[int, Details] | None = None
+    ) -> Volume:
         """A directory with one file per disk, by LUN: lun0, lun1, ... (`lun_from_bytes` of SAM-5 4.7, so up to 64 bits)."""
-        return cls(None, disks, owner, read_only)
+        return cls(None, disks, owner, read_only, details)
 
     @property
     def is_directory(self) -> bool:
@@ -129,6 +170,10 @@ class Volume:
             if inode > after:
                 yield name, self.attributes(inode), inode
 
+    def files(self) -> dict[bytes, int]:
+        """The inode of each file by its name; of the one disk that is the root itself by an empty name."""
+        return {b"": ROOT} if self._root is not None else dict(self._names)
+
     def check_directory(self, inode: int) -> None:
         """Pass for the root of the directory form; ENOTDIR for a file."""
         if not stat.S_ISDIR(self.attributes(inode).mode):
@@ -150,6 +195,10 @@ class Volume:
     def size(self, inode: int) -> int:
         """The file's size in bytes; ENOENT for an inode that is not there."""
         return self._device(inode).geometry.size
+
+    def details(self, inode: int) -> Details:
+        """What is known of the disk behind an inode; nothing of a directory."""
+        return self._details.get(inode, Details())
 
     def readable(self, inode: int, offset: int, length: int) -> int:
         """How many of `length` bytes at `offset` lie before the end of the file."""

@@ -8,7 +8,6 @@ import os
 import select
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
@@ -18,10 +17,10 @@ from isblk.errors import UsageError
 from isblk.export.batch import Batch
 from isblk.export.buffers import keep_memory
 from isblk.export.files import Volume
+from isblk.export.fuseoptions import Caching, Counters, MountOptions
 from isblk.export.mountpoint import FUSE_DEVICE, Mountpoint, device_number, unmount
-from isblk.export.operations import TASKS, Counters, FuseExport
-
-__all__ = ["Counters", "MountOptions", "serve"]
+from isblk.export.operations import TASKS, FuseExport
+from isblk.link.plane import Plane
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +36,8 @@ STOP_GRACE = 2.0
 _FUSECTL = Path("/sys/fs/fuse/connections")
 
 
-@dataclass(frozen=True)
-class MountOptions:
-    """What mount(8) shows and allows: `source` is its first column (TARGET/LUN), `allow_other` lets other users in, by the files' modes."""
-
-    source: str
-    read_only: bool = False
-    allow_other: bool = False
-
-    def for_libfuse(self, read_only: bool = False) -> set[str]:
-        """The set pyfuse3.init takes. Commas separate options and other bytes than ASCII are not taken, so the source shows them as '_'."""
-        source = "".join(c if c.isascii() and c.isprintable() and c not in ",\\ " else "_" for c in self.source)
-        options = {"default_permissions", f"fsname={source}", "subtype=isblk"}
-        return options | ({"ro"} if self.read_only or read_only else set()) | ({"allow_other"} if self.allow_other else set())
-
-
 async def serve(
+    plane: Plane,
     volume: Volume,
     mountpoint: Mountpoint,
     options: MountOptions,
@@ -64,8 +49,12 @@ async def serve(
 
     Returns after `umount`, `fusermount3 -u`, or `stop` (see `_stop`), when every request taken from the kernel has been answered; flushing
     and ending the devices is the caller's. A cancelled serve ends as well, but not before its requests in flight have finished. One mount
-    per process: pyfuse3 keeps its session in globals. Raises UsageError when the kernel or fusermount3 refuses the mount.
+    per process: pyfuse3 keeps its session in globals. It waits in trio's own loop, so the plane must not block meanwhile. Raises UsageError
+    when the kernel or fusermount3 refuses the mount, and for a write-back cache: pyfuse3 is used without the kernel's page cache.
     """
+    if options.caching is Caching.WRITEBACK:
+        mountpoint.remove()
+        raise UsageError("the pyfuse3 engine cannot do -o writeback; use --fuse-engine direct")
     waiting = select.poll()  # on /dev/fuse, once it is open
     batch = Batch(lambda: bool(waiting.poll(0)))
     export = FuseExport(volume, counters, batch)
@@ -77,13 +66,14 @@ async def serve(
         waiting.register(descriptor, select.POLLIN)
     number = device_number(mountpoint.path)
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(batch.run)
-            nursery.start_soon(_report, export, number, task_status)
-            if stop is not None:
-                nursery.start_soon(_stop, stop, mountpoint)
-            await _answer_until_unmounted()
-            nursery.cancel_scope.cancel()
+        with plane.impatient():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(batch.run)
+                nursery.start_soon(_report, export, number, task_status)
+                if stop is not None:
+                    nursery.start_soon(_stop, stop, mountpoint)
+                await _answer_until_unmounted()
+                nursery.cancel_scope.cancel()
     finally:
         _end(mountpoint, number)
 

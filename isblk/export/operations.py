@@ -25,7 +25,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from dataclasses import dataclass
 from typing import NoReturn
 
 import pyfuse3
@@ -37,6 +36,7 @@ from isblk.errors import IsblkError, RequestFailed, RequestInvalid
 from isblk.export.batch import Batch
 from isblk.export.buffers import BufferPool
 from isblk.export.files import Attributes, Volume
+from isblk.export.fuseoptions import Counters
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +50,6 @@ TASKS = 64
 """Requests of one mount in flight at most: with the largest of 1 MiB each this bounds the memory (back-pressure: /dev/fuse is not read)."""
 
 _SYNC = os.O_SYNC | os.O_DSYNC
-
-
-@dataclass
-class Counters:
-    """Operations finished (failed ones too), bytes moved, errors returned, and requests in flight now; for `isblk status`."""
-
-    reads: int = 0
-    writes: int = 0
-    flushes: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    errors: int = 0
-    in_flight: int = 0
 
 
 class _Waiting(Request):

@@ -56,7 +56,7 @@ async def test_a_disk_is_described() -> None:
     assert (shape.size, shape.block_size, shape.physical_block_size) == (4096 * 512, 512, 4096)
     assert (shape.optimal_transfer, shape.trim_granularity, shape.max_transfer) == (128 * 512, 8 * 512, 0)
     assert shape.can_trim and shape.can_zero and shape.can_fua and shape.write_cache and shape.trim_reads_zero and shape.rotational
-    assert not shape.read_only
+    assert not shape.read_only and shape.zero_unmaps == (found.provisioning.write_same_16_unmap and shape.trim_reads_zero)
 
 
 async def test_a_plain_disk_promises_nothing_it_did_not_say() -> None:

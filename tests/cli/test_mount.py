@@ -13,9 +13,10 @@ from click.testing import Result
 from isblk.block.choose import MANUAL, NoPathRetry, Policy
 from isblk.block.policies import FencePolicy
 from isblk.cli import mount as cli
-from isblk.cli.mount import _mount_options
+from isblk.cli.mount import _caching, _mount_options
 from isblk.daemon import MountSpec
 from isblk.errors import UsageError
+from isblk.export.fuseoptions import Caching, Engine
 from isblk.iscsi.names import Portal
 from isblk.link.opening import Access
 from isblk.target.config import PortalConfig
@@ -34,6 +35,16 @@ def test_mount_options_as_mount_takes_them() -> None:
 def test_mount_options_that_cannot_be(words: tuple[str, ...], why: str) -> None:
     with pytest.raises(UsageError, match=why):
         _mount_options(words)
+
+
+def test_the_page_cache_is_chosen_by_an_option() -> None:
+    assert _caching({"ro"}, Engine.DIRECT) is Caching.WRITE_THROUGH
+    assert _caching({"direct_io"}, Engine.PYFUSE3) is Caching.NONE
+    assert _caching({"writeback", "allow_other"}, Engine.DIRECT) is Caching.WRITEBACK
+    with pytest.raises(UsageError, match="contradict each other"):
+        _caching({"writeback", "direct_io"}, Engine.DIRECT)
+    with pytest.raises(UsageError, match="--fuse-engine direct"):
+        _caching({"writeback"}, Engine.PYFUSE3)
 
 
 def test_usage_is_checked_before_anything_is_made(run: Run, tmp_path: Path) -> None:
@@ -70,6 +81,15 @@ def portals() -> Iterator[TargetProcess]:
     """A target with three portals in two portal groups."""
     with target_process(portals=(PortalConfig(port=0), PortalConfig(port=0, tpgt=2), PortalConfig(port=0))) as running:
         yield running
+
+
+def test_engine_and_caching_reach_the_mount(run: Run, asked: Asked, tmp_path: Path) -> None:
+    run("mount", "-f", "-p", "h", NAME, tmp_path / "disk")
+    assert asked.spec is not None
+    assert (asked.spec.engine, asked.spec.caching) == (Engine.PYFUSE3, Caching.WRITE_THROUGH)
+    run("mount", "-f", "-p", "h", NAME, tmp_path / "disk", "--fuse-engine", "direct", "-o", "direct_io,ro")
+    assert (asked.spec.engine, asked.spec.caching, asked.spec.read_only) == (Engine.DIRECT, Caching.NONE, True)
+    run("mount", "-f", "-p", "h", NAME, tmp_path / "disk", "--fuse-engine", "other", code=2)
 
 
 def test_path_options_reach_the_mount(run: Run, asked: Asked, tmp_path: Path) -> None:

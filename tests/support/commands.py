@@ -31,6 +31,7 @@ class Commands:
     def __init__(self, processes: Processes, target: TargetProcess) -> None:
         self.processes = processes
         self.target = target
+        self.mount_options: list[str] = []
 
     def run(self, *arguments: str | Path, code: int = 0, **options: Any) -> Started:
         """`isblk ARGUMENTS` to its end, which must be `code`."""
@@ -50,8 +51,8 @@ class Commands:
         return ["-p", self.target.portal, self.target.name]
 
     def mount(self, place: Path, *options: str, **more: Any) -> Path:
-        """Mount the target at `place` and return it."""
-        self.run("mount", *self.there, place, *options, **more)
+        """Mount the target at `place`, with `mount_options` too, and return it."""
+        self.run("mount", *self.there, place, *self.mount_options, *options, **more)
         return place
 
     def umount(self, place: Path) -> None:

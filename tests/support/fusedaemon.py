@@ -22,11 +22,27 @@ from typing import Any
 
 import trio
 
+from isblk.block.mapping import Extent
 from isblk.block.request import Geometry, Op, Request
 from isblk.errors import IsblkError, RequestFailed
-from isblk.export.files import Owner, Volume
-from isblk.export.fuse import Counters, MountOptions, serve
+from isblk.export import fuse, fusekernel
+from isblk.export.files import Details, Owner, Volume
+from isblk.export.fuseoptions import Caching, Counters, Engine, MountOptions
 from isblk.export.mountpoint import prepare, unmount
+from isblk.link.plane import running_plane
+from isblk.scsi.data import Provisioning
+
+VARIANTS = {
+    "pyfuse3": ("pyfuse3", "write-through"),
+    "direct": ("direct", "write-through"),
+    "direct_io": ("direct", "direct_io"),
+    "writeback": ("direct", "writeback"),
+}
+"""Engines with the ways they may cache; pyfuse3 knows one, which is to cache nothing."""
+GRANULE = 16384
+"""Bytes that a memory disk unmaps together."""
+variant = "direct"
+"""What a Plan that says nothing of it is mounted with; a fixture changes it."""
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -47,7 +63,10 @@ fusedaemon.main()
 
 @dataclass(frozen=True)
 class Plan:
-    """What to mount where. `sizes`: one disk as a file, or with `directory` a file per LUN; bytes from `fail_from` on fail with EIO."""
+    """What to mount where. `sizes`: one disk as a file, or with `directory` a file per LUN; bytes from `fail_from` on fail with EIO.
+
+    On SIGUSR2 every disk becomes `resize_to` bytes long.
+    """
 
     mountpoint: str
     sizes: dict[int, int]
@@ -60,6 +79,11 @@ class Plan:
     fail_from: int | None = None
     delay: float = 0.0
     source: str = "iqn.2026-11.test:disk/0"
+    engine: str | None = None
+    caching: str | None = None
+    can_trim: bool = False
+    zero_unmaps: bool = False
+    resize_to: int | None = None
 
 
 class MemoryDisk:
@@ -67,8 +91,19 @@ class MemoryDisk:
 
     def __init__(self, size: int, plan: Plan) -> None:
         self.data = bytearray(size)
-        self.geometry = Geometry(size, 512, 4096, read_only=plan.read_only_disk, write_cache=plan.write_cache, can_fua=plan.can_fua)
-        self.seen = {"READ": 0, "WRITE": 0, "FLUSH": 0, "FUA": 0, "largest": 0, "at_once": 0, "most_at_once": 0}
+        self.geometry = Geometry(
+            size,
+            512,
+            4096,
+            read_only=plan.read_only_disk,
+            write_cache=plan.write_cache,
+            can_fua=plan.can_fua,
+            can_trim=plan.can_trim,
+            trim_reads_zero=plan.can_trim,
+            zero_unmaps=plan.zero_unmaps,
+        )
+        self.mapped = bytearray(b"\1" * -(-size // GRANULE)) if plan.can_trim else bytearray()
+        self.seen = {"FUA": 0, "largest": 0, "at_once": 0, "most_at_once": 0, **{op.name: 0 for op in Op}}
         self.nursery: trio.Nursery | None = None
         self._plan = plan
 
@@ -105,36 +140,82 @@ class MemoryDisk:
         elif request.op is Op.WRITE:
             assert request.data is not None
             self.data[request.offset : end] = request.data
+            self._map(request.offset, end)
+        elif request.op is Op.ZERO:
+            self.data[request.offset : end] = bytes(request.length)
+            if self._plan.zero_unmaps:
+                self._unmap(request.offset, end)
+            else:
+                self._map(request.offset, end)
+        elif request.op is Op.TRIM:
+            self._unmap(request.offset, end)
         request.finish()
+
+    def _map(self, start: int, end: int) -> None:
+        if self.mapped:
+            for granule in range(start // GRANULE, -(-end // GRANULE)):
+                self.mapped[granule] = 1
+
+    def _unmap(self, start: int, end: int) -> None:
+        """Whole granules only, as a logical unit does it; what is unmapped reads as zeroes."""
+        for granule in range(-(-start // GRANULE), end // GRANULE):
+            self.mapped[granule] = 0
+            self.data[granule * GRANULE : (granule + 1) * GRANULE] = bytes(GRANULE)
+
+    def resize(self, size: int) -> None:
+        """Grow or shrink."""
+        self.data = self.data[:size].ljust(size, b"\0")
+        self.geometry = dataclasses.replace(self.geometry, size=size)
+
+    async def lba_status(self, offset: int, length: int) -> list[Extent]:
+        """What is mapped, granule by granule."""
+        assert offset % 4096 == 0 and (offset + length) % 4096 in (0, self.geometry.size % 4096)
+        self.seen["STATUS"] = self.seen.get("STATUS", 0) + 1
+        await trio.lowlevel.checkpoint()
+        found = []
+        for granule in range(offset // GRANULE, -(-(offset + length) // GRANULE)):
+            start, end = max(offset, granule * GRANULE), min(offset + length, (granule + 1) * GRANULE)
+            found.append(Extent(start, end - start, Provisioning.MAPPED if self.mapped[granule] else Provisioning.DEALLOCATED))
+        return found
 
 
 async def run(plan: Plan) -> dict[str, Any]:
     """Serve until unmounted or told to stop."""
     disks = {lun: MemoryDisk(size, plan) for lun, size in plan.sizes.items()}
     owner = Owner(os.geteuid(), os.getegid(), time.time_ns())
+    details = {lun: _details(lun, disk, plan) for lun, disk in disks.items()}
     if plan.directory:
-        volume = Volume.of_directory(disks, owner, plan.read_only)
+        volume = Volume.of_directory(disks, owner, plan.read_only, details)
     else:
-        volume = Volume.of_file(disks[0], owner, plan.read_only)
+        volume = Volume.of_file(disks[0], owner, plan.read_only, details[0])
     point = prepare(plan.mountpoint, plan.directory, plan.allow_other)
     counters, stop = Counters(), trio.Event()
-    options = MountOptions(plan.source, plan.read_only, plan.allow_other)
-    async with trio.open_nursery() as nursery:
+    options = MountOptions(plan.source, plan.read_only, plan.allow_other, Caching(plan.caching))
+    async with running_plane() as plane, trio.open_nursery() as nursery:
+        serve = fuse.serve if Engine(plan.engine) is Engine.PYFUSE3 else fusekernel.serve
         for disk in disks.values():
             disk.nursery = nursery
         async with trio.open_nursery() as serving:
-            nursery.start_soon(_watch_signals, stop, serving.cancel_scope)
-            await serving.start(serve, volume, point, options, counters, stop)
+            nursery.start_soon(_watch_signals, stop, serving.cancel_scope, plan, disks)
+            await serving.start(serve, plane, volume, point, options, counters, stop)
             print("ready", flush=True)
         nursery.cancel_scope.cancel()
     return {"counters": dataclasses.asdict(counters), "disks": {lun: disk.seen for lun, disk in disks.items()}}
 
 
-async def _watch_signals(stop: trio.Event, scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1) as signals:
+def _details(lun: int, disk: MemoryDisk, plan: Plan) -> Details:
+    labels = {"target": plan.source.partition("/")[0], "lun": str(lun)}
+    return Details(lambda: labels, disk.lba_status if plan.can_trim else None)
+
+
+async def _watch_signals(stop: trio.Event, scope: trio.CancelScope, plan: Plan, disks: dict[int, MemoryDisk]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) as signals:
         async for number in signals:
             if number == signal.SIGTERM:
                 stop.set()
+            elif number == signal.SIGUSR2:
+                for disk in disks.values():
+                    disk.resize(plan.resize_to or 0)
             else:
                 scope.cancel()
 
@@ -181,6 +262,8 @@ class Mounted:
 
 def start(plan: Plan, user: str | None = None, privileges: bool = True) -> subprocess.Popen[str]:
     """The daemon as a process, perhaps as another user, who without `privileges` may use no set-user-id program."""
+    engine, caching = VARIANTS[variant]
+    plan = dataclasses.replace(plan, engine=plan.engine or engine, caching=plan.caching or caching)
     command = [sys.executable, __file__, json.dumps(dataclasses.asdict(plan))]
     if user is not None:
         command = [sys.executable, "-c", AS_USER, user, "" if privileges else "no-new-privs", command[-1]]
