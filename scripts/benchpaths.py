@@ -6,7 +6,7 @@ In process, since a mount costs so much more per request than choosing a path th
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from statistics import median
 from typing import NamedTuple
 
@@ -45,28 +45,31 @@ class Comparison(NamedTuple):
         return f"| {self.name} | {' | '.join(spread)} | {self.ratio:.2f} |"
 
 
-async def measure(name: str, portals: Sequence[str], lun: int, policy: Policy, seconds: float) -> float:
-    """4 KiB random reads, 32 at once, over these portals: I/O per second."""
+async def measure(name: str, portals: Sequence[str], lun: int, policy: Policy, seconds: float, near: bool = False) -> float:
+    """4 KiB random reads, 32 at once, over these portals: I/O per second. `near`: the target runs in this thread."""
     places = tuple(Portal.parse(portal) for portal in portals)
     isids = tuple(Isid.from_random(17, slot) for slot in range(len(places)))
     access = Access(INITIATOR, isids[0], time2wait=0)
     policies = Policies(policy=policy, poll_interval=0)
     async with running_plane() as plane, attached(plane, Where(name, places, isids, lun), access, policies) as attachment:
         (device,) = attachment.paths.devices.values()
-        with trio.fail_after(10):
+        with trio.fail_after(10), plane.impatient() if near else nullcontext():
             await eventually(lambda: len(device.live) == len(places))
-        result = await Runner(attachment.disks[0].gate, Workload("randread", 4096, 32, seconds)).run()
+        with plane.impatient() if near else nullcontext():
+            result = await Runner(attachment.disks[0].gate, Workload("randread", 4096, 32, seconds)).run()
     if result.errors or not result.requests:
         raise SystemExit(f"bench: {result.requests} requests over {portals}, {result.errors} errors: {result.first_error}")
     return result.requests / result.seconds
 
 
-async def compared(title: str, name: str, portals: Sequence[str], lun: int, policy: Policy, rounds: int, seconds: float) -> Comparison:
+async def compared(
+    title: str, name: str, portals: Sequence[str], lun: int, policy: Policy, rounds: int, seconds: float, near: bool = False
+) -> Comparison:
     """One path and two in turn, so that both meet the same noise."""
     found = Comparison(title, [], [])
     for _ in range(rounds):
-        found.one.append(await measure(name, portals[:1], lun, policy, seconds))
-        found.two.append(await measure(name, portals[:2], lun, policy, seconds))
+        found.one.append(await measure(name, portals[:1], lun, policy, seconds, near))
+        found.two.append(await measure(name, portals[:2], lun, policy, seconds, near))
     return found
 
 
@@ -102,6 +105,5 @@ async def healthy(name: str, portals: Sequence[str], lun: int, rounds: int, seco
 async def limited(rounds: int, seconds: float) -> Comparison:
     """What it brings at a target that lets two commands of each session in; more than 1 is the promise."""
     async with limited_target() as target:
-        return await compared(
-            f"two paths, queue-length, sessions of {WINDOW} commands", target.name, target.portals, 0, Policy.QUEUE_LENGTH, rounds, seconds
-        )
+        title = f"two paths, queue-length, sessions of {WINDOW} commands"
+        return await compared(title, target.name, target.portals, 0, Policy.QUEUE_LENGTH, rounds, seconds, near=True)

@@ -155,6 +155,14 @@ def fuse_for_users(root: None, fuse: None) -> Iterator[None]:
     FUSE.chmod(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_patience() -> Iterator[None]:
+    """Targets of tests run in the thread of the plane, which would wait for their answers while they wait for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isblk.link.plane.PATIENCE_SECONDS", 0.0005)
+        yield
+
+
 # -------------------------------------------------------------------------------------------------------------- what a test starts
 
 

@@ -14,7 +14,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from isblk.link import plane as module
-from isblk.link.plane import BURST_SECONDS, PATIENCE_SECONDS, WRITABLE, Plane, running_plane
+from isblk.link.plane import BURST_SECONDS, WRITABLE, Plane, running_plane
 
 
 class Ear:
@@ -192,7 +192,7 @@ async def test_a_batch_end_that_raises_ends_its_own_handler() -> None:
             assert order == ["good"] and len(bad.errors) == 1 and not good.errors
 
 
-def test_an_interrupted_burst_leaves_no_batch_open() -> None:
+async def test_an_interrupted_burst_leaves_no_batch_open() -> None:
     plane = Plane()
     with ears(plane) as (ear,):
         ear.then = raises(KeyboardInterrupt())
@@ -208,7 +208,7 @@ def test_an_interrupted_burst_leaves_no_batch_open() -> None:
 # ----------------------------------------------------------------------------------------------------------------------------- bursts
 
 
-def test_a_burst_ends_after_its_time_however_much_there_is_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_burst_ends_after_its_time_however_much_there_is_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
     plane = Plane()
@@ -253,14 +253,14 @@ class CountingPoll:
         return getattr(self.inner, name)
 
 
-def test_a_burst_waits_a_moment_for_what_comes_next_unless_somebody_is_impatient() -> None:
+async def test_a_burst_waits_a_moment_for_what_comes_next_unless_somebody_is_impatient() -> None:
     plane = Plane()
     with ears(plane) as (ear,):
         counting = CountingPoll(plane._epoll)
         plane._epoll = counting  # type: ignore[assignment]
         ear.speak()
         plane._burst()
-        assert counting.waits == [0.0, PATIENCE_SECONDS]
+        assert counting.waits == [0.0, module.PATIENCE_SECONDS]
         counting.waits.clear()
         with plane.impatient(), plane.impatient():
             ear.speak()
@@ -269,12 +269,44 @@ def test_a_burst_waits_a_moment_for_what_comes_next_unless_somebody_is_impatient
         counting.waits.clear()
         ear.speak()
         plane._burst()
-        assert counting.waits == [0.0, PATIENCE_SECONDS]
+        assert counting.waits == [0.0, module.PATIENCE_SECONDS]
+    plane.close()
+
+
+async def test_a_burst_does_not_keep_a_task_waiting_that_could_run() -> None:
+    """What a handler has done wakes whoever waits for it: a login, a question of control."""
+    plane = Plane()
+    with ears(plane) as (ear,):
+        counting = CountingPoll(plane._epoll)
+        plane._epoll = counting  # type: ignore[assignment]
+        done = trio.Event()
+        ear.then = done.set
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(done.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            trio.lowlevel.add_instrument(plane)  # as `run` does
+            ear.speak()
+            plane._burst()
+            trio.lowlevel.remove_instrument(plane)
+            assert counting.waits == [0.0]
+    plane.close()
+
+
+async def test_a_burst_waits_no_longer_than_to_the_next_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 10.0)
+    plane = Plane()
+    with ears(plane) as (ear,):
+        counting = CountingPoll(plane._epoll)
+        plane._epoll = counting  # type: ignore[assignment]
+        with trio.move_on_after(0.003):  # noqa: ASYNC100 - its deadline is looked at, not waited for
+            ear.speak()
+            plane._burst()
+        assert counting.waits[0] == 0.0 and counting.waits[1] <= 0.003
     plane.close()
 
 
 def test_the_bound_that_timers_can_rely_on_is_short() -> None:
-    assert BURST_SECONDS + PATIENCE_SECONDS < 0.01
+    assert BURST_SECONDS < 0.01
 
 
 # ---------------------------------------------------------------------------------------------------------------------- trio's side
