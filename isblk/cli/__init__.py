@@ -17,7 +17,7 @@ COMMANDS = {
     "ls": "List the logical units of a target.",
     "mount": "Show a logical unit as a local file.",
     "nbd": "Export logical units over NBD.",
-    "attach": "Make a logical unit a block device of the kernel (/dev/nbdN).",
+    "attach": "Make a logical unit a block device of the kernel.",
     "detach": "Detach a block device, write back and log out.",
     "umount": "Unmount, write back and log out.",
     "status": "Show what runs: devices, paths, counters.",
