@@ -132,7 +132,7 @@ class LogicalUnit:
             if change.error is not None:
                 request.finish(change.error)
             else:
-                self._flush(Request(Op.FLUSH, done=lambda flush: request.finish(flush.error or self._lost_since(before))))
+                self._flush_since(before, request)
 
         self.submit(Request(request.op, request.offset, request.length, request.data, done=done))
 
@@ -146,11 +146,14 @@ class LogicalUnit:
         return TaskAborted(f"LUN {lun_text(self.lun)} was powered on while its cache was synchronized")
 
     def _flush(self, request: Request) -> None:
+        self._flush_since(self._power_ons, request)  # Of now: the SYNCHRONIZE CACHE that serves it may be sent later.
+
+    def _flush_since(self, before: int, request: Request) -> None:
+        """A flush that says nothing when there has been a power-on since `before`."""
         if self._geometry.write_cache:
-            before = self._power_ons  # Now: the SYNCHRONIZE CACHE that serves it may be sent later.
             self._flushes.submit(Request(Op.FLUSH, done=lambda flush: request.finish(flush.error or self._lost_since(before))))
         else:
-            request.finish(self.write_lost())
+            request.finish(self.write_lost() or self._lost_since(before))
 
     def _synchronize(self, request: Request) -> None:
         self.link.submit(Synchronize(self, self._sync_cdb, request))

@@ -105,6 +105,22 @@ class Device(Protocol):
         """End of a batch: send what was queued."""
 
 
+class Provisioned(Protocol):
+    """A stretch of a device in bytes; `provisioning` as GET LBA STATUS has it (SBC-3 5.6.2): 0 mapped, 1 deallocated, 2 anchored."""
+
+    @property
+    def offset(self) -> int:
+        """Where it begins."""
+
+    @property
+    def length(self) -> int:
+        """How long it is."""
+
+    @property
+    def provisioning(self) -> int:
+        """Whether there is anything behind it."""
+
+
 async def execute(device: Device, request: Request) -> None:
     """Submit one request and wait for it; raises its error. For control work and tests, not for a data path.
 

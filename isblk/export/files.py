@@ -18,12 +18,12 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from isblk.errors import RequestInvalid
 
 if TYPE_CHECKING:
-    from isblk.block.request import Device
+    from isblk.block.request import Device, Provisioned
 
 ROOT = 1
 """The inode number of what is mounted, given by the FUSE protocol."""
@@ -63,22 +63,6 @@ class Space:
     block_size: int
     blocks: int
     files: int
-
-
-class Provisioned(Protocol):
-    """A stretch of a disk in bytes; `provisioning` as GET LBA STATUS has it: 0 mapped, 1 deallocated, 2 anchored."""
-
-    @property
-    def offset(self) -> int:
-        """Where it begins."""
-
-    @property
-    def length(self) -> int:
-        """How long it is."""
-
-    @property
-    def provisioning(self) -> int:
-        """Whether there is anything behind it."""
 
 
 @dataclass(frozen=True)

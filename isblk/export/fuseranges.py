@@ -11,9 +11,9 @@ import errno
 import os
 from collections.abc import Callable
 
-from isblk.block.request import Device, read, trim, write, zero
+from isblk.block.request import Device, Provisioned, read, trim, write, zero
 from isblk.errors import IsblkError, RequestInvalid
-from isblk.export.files import Details, Provisioned
+from isblk.export.files import Details
 from isblk.export.fusewire import MAX_WRITE, Copy, Fallocate, FallocateMode, Lseek, offset_reply
 
 COPY_MOST = 16 << 20

@@ -17,14 +17,14 @@ from functools import partial
 
 import trio
 
-from isblk.block.request import Device, Geometry
+from isblk.block.request import Device, Geometry, Provisioned
 from isblk.errors import IsblkError
 from isblk.export.nbdclient import Client, Opened, negotiated
 from isblk.export.nbdhandshake import PREFERRED_LIMIT, Handshake, Offer, Tls
 from isblk.export.nbdmemory import Memory
 from isblk.export.nbdsession import Session
 from isblk.export.nbdtls import TlsSettings
-from isblk.export.nbdwire import Provisioned, TransmissionFlag, allocation
+from isblk.export.nbdwire import TransmissionFlag, allocation
 from isblk.link.plane import Plane
 
 MEMORY = 256 << 20

@@ -10,7 +10,10 @@ import errno
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from struct import Struct
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from isblk.block.request import Provisioned
 
 NBDMAGIC = 0x4E42444D41474943
 IHAVEOPT = 0x49484156454F5054
@@ -214,22 +217,6 @@ def cut_text(text: str, limit: int = STRING_LIMIT) -> bytes:
 def option_reply(option: int, kind: int, data: bytes = b"") -> bytes:
     """One reply to an option, in whole."""
     return OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, kind, len(data)) + data
-
-
-class Provisioned(Protocol):
-    """An extent as block devices tell it, in bytes; `provisioning` is SBC-3's code (5.6.2): 0 mapped, 1 deallocated, 2 anchored."""
-
-    @property
-    def offset(self) -> int:
-        """Its first byte."""
-
-    @property
-    def length(self) -> int:
-        """How many."""
-
-    @property
-    def provisioning(self) -> int:
-        """The status of all of them."""
 
 
 def allocation(found: Sequence[Provisioned], offset: int, length: int, reads_zero: bool, one: bool) -> list[tuple[int, int]]:
