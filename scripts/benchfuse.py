@@ -7,7 +7,6 @@ its system calls per I/O.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchnbd import TICKS, TRACE_SECONDS, Run, count_calls
+from benchnbd import TRACE_SECONDS, Run, count_calls, cpu_seconds, fio_result
 
 MIB = 1 << 20
 
@@ -64,8 +63,7 @@ class Server(NamedTuple):
 
     def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return cpu_seconds(self.pid)
 
 
 def servers(home: Path, portal: str, name: str, lun: int, env: dict[str, str], isblk: str) -> dict[str, list[str]]:
@@ -115,14 +113,7 @@ def fio(server: Server, shape: Shape, seconds: float) -> tuple[float, int]:
     ]
     argv += ["--norandommap", "--fallocate=none", "--invalidate=1", f"--rw={shape.rw}", f"--bs={shape.block}", f"--iodepth={shape.depth}"]
     argv += [*(["--time_based", f"--runtime={seconds:g}"] if shape.is_timed else []), "--output-format=json"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=seconds + 120)
-    if done.returncode:
-        raise SystemExit(f"bench: fio on {server.name}: {done.stderr or done.stdout}")
-    (job,) = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
-    side = job["write" if "write" in shape.rw else "read"]
-    if job["error"] or not side["total_ios"]:
-        raise SystemExit(f"bench: fio on {server.name} did {side['total_ios']} requests, error {job['error']}")
-    return (side["bw_bytes"] / 1e6 if shape.unit == "MB/s" else side["iops"]), side["total_ios"]
+    return fio_result(argv, server.name, shape.rw, shape.unit, seconds + 120)
 
 
 def measured(server: Server, shape: Shape, seconds: float) -> Run:

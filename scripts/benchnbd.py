@@ -67,8 +67,13 @@ class Server(NamedTuple):
 
     def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return cpu_seconds(self.pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 @contextmanager
@@ -112,14 +117,19 @@ def fio(server: Server, shape: Shape, seconds: float) -> tuple[float, int]:
     argv = ["fio", "--name=nbd", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={server.socket}", "--size=1g", "--norandommap"]
     argv += [f"--rw={shape.rw}", f"--bs={shape.block}", f"--iodepth={shape.depth}", f"--numjobs={shape.jobs}", "--group_reporting"]
     argv += ["--time_based", f"--runtime={seconds:g}", "--output-format=json", "--thread"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=seconds + 60)
+    return fio_result(argv, server.name, shape.rw, shape.unit, seconds + 60)
+
+
+def fio_result(argv: list[str], name: str, rw: str, unit: str, limit: float) -> tuple[float, int]:
+    """Run fio on the server `name`, at most `limit` seconds: the rate in `unit`, and how many requests there were."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=limit)
     if done.returncode:
-        raise SystemExit(f"bench: fio on {server.name}: {done.stderr or done.stdout}")
+        raise SystemExit(f"bench: fio on {name}: {done.stderr or done.stdout}")
     (job,) = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
-    side = job["write" if "write" in shape.rw else "read"]
+    side = job["write" if "write" in rw else "read"]
     if job["error"] or not side["total_ios"]:
-        raise SystemExit(f"bench: fio on {server.name} did {side['total_ios']} requests, error {job['error']}")
-    return (side["bw_bytes"] / 1e6 if shape.unit == "MB/s" else side["iops"]), side["total_ios"]
+        raise SystemExit(f"bench: fio on {name} did {side['total_ios']} requests, error {job['error']}")
+    return (side["bw_bytes"] / 1e6 if unit == "MB/s" else side["iops"]), side["total_ios"]
 
 
 def measured(server: Server, shape: Shape, seconds: float) -> Run:
