@@ -36,7 +36,10 @@ from isblk.status import device_status, session_status
 
 @dataclass(frozen=True)
 class MountSpec:
-    """What to mount where. `run_directory` is where the control socket goes; `lun` None is the only disk, or all of them in a directory."""
+    """What to mount where. `run_directory` is where the control socket goes; `lun` None is the only disk, or all of them in a directory.
+
+    `source` is what mount(8) shows instead of TARGET/LUN, `kernel` words of fuseoptions.KERNEL_FLAGS.
+    """
 
     target: Target
     lun: int | None
@@ -48,6 +51,8 @@ class MountSpec:
     engine: Engine = DEFAULT_ENGINE
     policies: Policies = field(default_factory=Policies)
     isids: tuple[Isid, ...] = ()
+    source: str | None = None
+    kernel: frozenset[str] = frozenset()
 
     def names_directory(self) -> bool:
         """Whether the mountpoint is a directory, which then shows a file for each disk."""
@@ -106,7 +111,7 @@ async def _serve(plane: Plane, running: Running, started: Callable[[], None]) ->
     spec, disks = running.spec, running.attachment.disks
     volume = _volume(running)
     source = f"{spec.target.name}/{lun_text(disks[0].description.lun)}" if not volume.is_directory else spec.target.name
-    options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other, caching=spec.caching)
+    options = MountOptions(spec.source or source, volume.read_only, spec.allow_other, spec.caching, spec.kernel)
     async with controlled(spec.run_directory, running.status, running.stop), trio.open_nursery() as serving:
         await serving.start(_engine(spec.engine), plane, volume, running.mountpoint, options, running.counters, running.stop)
         started()

@@ -20,12 +20,13 @@ from isblk.config import PathOptions, Target, make_policies, parse_target
 from isblk.daemon import MountSpec
 from isblk.daemon import mount as serve_mount
 from isblk.errors import UsageError
-from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Engine
+from isblk.export.fuseoptions import DEFAULT_ENGINE, KERNEL_FLAGS, Caching, Engine
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
 from isblk.state import make_directory, places
 
-OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
+OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback", *KERNEL_FLAGS)
+SOURCE = "fsname="
 
 
 @click.command("mount", cls=Configured)
@@ -33,7 +34,11 @@ OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
 @click.argument("mountpoint", type=click.Path(), metavar="MOUNTPOINT")
 @lun_option
 @click.option(
-    "-o", "mount_options", multiple=True, metavar="OPTION[,...]", help="ro, rw; allow_other; direct_io (no page cache), writeback."
+    "-o",
+    "mount_options",
+    multiple=True,
+    metavar="OPTION[,...]",
+    help="ro, rw; allow_other; direct_io (no page cache), writeback; noexec, noatime; fsname=NAME (what mount(8) shows).",
 )
 @click.option(
     "--fuse-engine",
@@ -84,12 +89,17 @@ def command(
         wanted = login_options(options)
         found = parse_target(target, options["portals"])
         policies, timing = make_policies(PathOptions(**words), found.portals, wanted.login_timeout, options["all_portals"])
-        flags = _mount_options(mount_options)
+        flags, source = _mount_options(mount_options)
         if not mountpoint:
             raise UsageError("MOUNTPOINT is empty; name a path that is not there yet, a file, or a directory")
         run = make_directory(places().run)
         place, is_read_only, is_for_others = os.path.abspath(mountpoint), "ro" in flags, "allow_other" in flags
-        spec = MountSpec(found, lun, place, run, is_read_only, is_for_others, _caching(flags, Engine(engine)), Engine(engine), policies)
+        kernel = frozenset(flags & KERNEL_FLAGS.keys())
+        spec = MountSpec(
+            *(found, lun, place, run, is_read_only, is_for_others, _caching(flags, Engine(engine)), Engine(engine), policies),
+            source=source,
+            kernel=kernel,
+        )
 
         async def serve(target: Target, isids: tuple[Isid, ...], access: Access, stop: trio.Event, started: Callable[[], None]) -> None:
             await serve_mount(replace(spec, target=target, isids=isids), access, stop, started)
@@ -101,8 +111,13 @@ def command(
             detach(service, log_file)
 
 
-def _mount_options(words: tuple[str, ...]) -> set[str]:
-    return option_words(words, OPTIONS)
+def _mount_options(groups: tuple[str, ...]) -> tuple[set[str], str | None]:
+    """The words, and the source if one is named. Raises UsageError."""
+    words = [word for group in groups for word in group.split(",")]
+    sources = [word.removeprefix(SOURCE) for word in words if word.startswith(SOURCE)]
+    if sources and not sources[-1]:
+        raise UsageError("-o fsname= is empty: name what mount(8) is to show, or leave it out")
+    return option_words(tuple(word for word in words if not word.startswith(SOURCE)), OPTIONS), sources[-1] if sources else None
 
 
 def _caching(flags: set[str], engine: Engine) -> Caching:

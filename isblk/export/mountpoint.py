@@ -94,8 +94,8 @@ def device_number(path: Path) -> tuple[int, int] | None:
     return found
 
 
-def unmount(text: str | os.PathLike[str], lazy: bool = False) -> None:
-    """Unmount `text`. With `lazy` also while it is in use: out of sight at once, gone with its last user.
+def unmount(text: str | os.PathLike[str], lazy: bool = False, force: bool = False) -> None:
+    """Unmount `text`. With `lazy` also while it is in use: out of sight at once, gone with its last user. `force` fails what hangs there.
 
     Raises UsageError when nothing is mounted there, when it is in use, or when it is another user's.
     """
@@ -103,9 +103,20 @@ def unmount(text: str | os.PathLike[str], lazy: bool = False) -> None:
     if path is None:
         raise UsageError(f"nothing is mounted at {os.path.abspath(text)}; 'isblk status' lists what is")
     if os.geteuid() == 0:
-        _umount2(path, lazy)
+        _umount2(path, lazy, force)
+    elif force:
+        raise UsageError(f"only root can unmount {path} by force")
     else:
         _fusermount(path, lazy)
+
+
+def make_read_only(text: str | os.PathLike[str]) -> bool:
+    """Let nobody write to what is mounted at `text` any more. False where that cannot be, as when somebody has it open for writing."""
+    import ctypes
+
+    read_only, remount = 1, 32  # MS_RDONLY, MS_REMOUNT of mount(2)
+    path = _mounted_path(Path(os.path.abspath(text)))
+    return path is not None and ctypes.CDLL(None).mount(None, os.fsencode(path), None, ctypes.c_ulong(read_only | remount), None) == 0
 
 
 def _mounted_path(path: Path) -> Path | None:
@@ -120,12 +131,12 @@ def _mounted_path(path: Path) -> Path | None:
     return resolved if is_mounted(resolved) else None
 
 
-def _umount2(path: Path, lazy: bool) -> None:
+def _umount2(path: Path, lazy: bool, force: bool) -> None:
     import ctypes  # only root needs it, and only at the end
 
-    detach, no_follow = 2, 8  # MNT_DETACH, UMOUNT_NOFOLLOW of umount2(2)
+    forced, detach, no_follow = 1, 2, 8  # MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW of umount2(2)
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(path), (detach if lazy else 0) | no_follow) == 0:
+    if libc.umount2(os.fsencode(path), (detach if lazy else 0) | (forced if force else 0) | no_follow) == 0:
         return
     error = ctypes.get_errno()
     if error == errno.EBUSY:
