@@ -19,9 +19,9 @@ from getopt import GetoptError, gnu_getopt
 from isblk.errors import ExitCode, UsageError
 from isblk.export.fuseoptions import KERNEL_FLAGS
 from isblk.table.entry import Entry, parse_options
-from isblk.table.fields import Piece
-from isblk.table.options import OPTIONS, Kind
-from isblk.table.problems import Problems, Say
+from isblk.table.fields import Piece, escaped
+from isblk.table.options import OPTIONS, PLACES, SECRETS, Kind, of
+from isblk.table.problems import Problems, hint
 
 FSTAB_FILE = "/etc/fstab"
 
@@ -44,6 +44,7 @@ IMPOSSIBLE = {
 PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=")
 """Of words that are for others."""
 
+_KNOWN = (*(name for name in of(Kind.FUSE) if OPTIONS[name].argument), *KERNEL_FLAGS, *MOUNTER, *WITHOUT_MEANING)
 _CODES = {ExitCode.DONE: 0, ExitCode.USAGE: 1, ExitCode.BUG: 4, ExitCode.INTERRUPTED: 8}
 
 
@@ -117,19 +118,23 @@ def _own(words: Sequence[str]) -> list[str]:
 def arguments(call: Call) -> list[str]:
     """What `isblk mount` is to be called with. Raises UsageError for an option that is not known or not right."""
     words = _own(call.words)
+    unknown = [name for name in (word.partition("=")[0] for word in words) if name not in (*OPTIONS, *KERNEL_FLAGS, *SECRETS, *PLACES)]
+    if unknown and not call.sloppy:
+        raise UsageError(f"there is no option {unknown[0]!r}: {hint(unknown[0], _KNOWN)}")
+    words = [word for word in words if word.partition("=")[0] not in unknown]
     kernel = [word for word in words if word in KERNEL_FLAGS]
-    field = ",".join(_escaped(word) for word in words if word not in KERNEL_FLAGS)
+    field = ",".join(escaped(word) for word in words if word not in KERNEL_FLAGS)
     problems = Problems(FSTAB_FILE)
     given = parse_options(Piece(field, 1), 1, Kind.FUSE, problems) if field else ()
-    wrong = [problem for problem in problems if not (call.sloppy and problem.say is Say.UNKNOWN_OPTION)]
-    if wrong:
-        raise UsageError(wrong[0].sentence)
+    if problems:
+        raise UsageError(problems[0].sentence)
     for one in given:
         if not OPTIONS[one.name].argument:
             raise UsageError(f"{one.name} is an option of isblktab(5), and says nothing to mount(8): leave it out")
     command = Entry(call.spec, os.path.abspath(call.place), Kind.FUSE, given).command()
     shown = ",".join([f"fsname={call.spec}", *kernel])
-    return ["-o", shown, *(word for word in command[1:] if word != "--foreground")]
+    assert command[:2] == ["mount", "--foreground"]
+    return ["-o", shown, *command[2:]]
 
 
 def exit_code(code: int) -> int:
@@ -137,6 +142,3 @@ def exit_code(code: int) -> int:
     return _CODES.get(ExitCode(code), 32) if code in list(ExitCode) else 32
 
 
-def _escaped(word: str) -> str:
-    """As a table has it (isblk/table/fields.py)."""
-    return "".join(f"\\{ord(character):03o}" if character in "\\, \t\n" else character for character in word)
