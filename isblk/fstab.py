@@ -140,5 +140,3 @@ def arguments(call: Call) -> list[str]:
 def exit_code(code: int) -> int:
     """mount(8)'s exit code for one of ours."""
     return _CODES.get(ExitCode(code), 32) if code in list(ExitCode) else 32
-
-

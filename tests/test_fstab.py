@@ -15,7 +15,9 @@ def mount(*words: str, sloppy: bool = False) -> list[str]:
 
 
 def test_a_call_as_mount_makes_it() -> None:
-    call = parse_mount([NAME, "/mnt/lun0", "-f", "-n", "-v", "-s", "-N", "/proc/1/ns/mnt", "-o", "rw,portal=10.0.0.5,nofail", "-t", "isblk.x"])
+    call = parse_mount(
+        [NAME, "/mnt/lun0", "-f", "-n", "-v", "-s", "-N", "/proc/1/ns/mnt", "-o", "rw,portal=10.0.0.5,nofail", "-t", "isblk.x"]
+    )
     assert call == Call(NAME, "/mnt/lun0", ("rw", "portal=10.0.0.5", "nofail"), True, True, True, namespace="/proc/1/ns/mnt")
 
 

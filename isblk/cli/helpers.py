@@ -109,7 +109,7 @@ def _command(name: str) -> click.Command:
 
 
 def _enter(namespace: str | None) -> None:
-    """Go on in another mount namespace, whose files this process may not find its modules in: so they are read before. Raises UsageError."""
+    """Go on in another mount namespace. Modules are read before that, since there they may not be found. Raises UsageError."""
     if namespace is None:
         return
     for found in pkgutil.walk_packages(isblk.__path__, "isblk."):

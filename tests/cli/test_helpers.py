@@ -107,7 +107,9 @@ def test_the_configuration_holds_for_lines_of_fstab_too(
     assert call(helpers.mount, NAME, "/mnt", "-f", "-o", "policy=round-robin") == 0
 
 
-def test_a_helper_finds_programs_where_nobody_says_where_they_are(call: Call, outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_finds_programs_where_nobody_says_where_they_are(
+    call: Call, outcomes: list[Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PATH")
     assert call(helpers.mount, NAME, "/mnt", "-o", "portal=127.0.0.1") == 0
     assert "/usr/sbin" in os.environ["PATH"].split(":")

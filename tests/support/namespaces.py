@@ -1,4 +1,4 @@
-"""A mount namespace of a test's own, with an /etc/fstab, an /sbin and a /run/mount of its own: what mount(8) does there, the host never sees."""
+"""A mount namespace of a test's own, with an /etc/fstab, an /sbin and a /run/mount of its own: the host sees nothing of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.waiting import until
 
 _SBIN = Path("/sbin").resolve()
 
-# A directory that is mounted over cannot be looked into any more, so the old /sbin is bound elsewhere first, and the new one has links there.
+# What is mounted over cannot be looked into any more, so the old /sbin is bound elsewhere first, and the new one has links there.
 _SETUP = """
 set -e
 mount --make-rprivate /

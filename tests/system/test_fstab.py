@@ -1,4 +1,4 @@
-"""Lines of /etc/fstab: mount -a, mount, umount and findmnt as an administrator types them, in a mount namespace with an fstab of its own."""
+"""Lines of /etc/fstab: mount -a, mount, umount and findmnt as they are typed, in a mount namespace with an fstab of its own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from support.processes import Processes, isblk
 from support.targets import MIB, TargetProcess, disk, target_process
 from support.waiting import until
 
+MANUAL = (Path(__file__).parents[2] / "man" / "mount.isblk.8").read_text()
+MANUAL_LINES = [line for line in MANUAL.splitlines() if line.endswith("  0 0")]
+"""The two that the manual page shows first: a disk, and the file system on it."""
 WORDS = "what stands on the disk\n" * 5000
 
 
@@ -54,7 +57,13 @@ def test_a_line_and_the_ext4_behind_it_come_and_go(there: Namespace, target: Tar
     lun, data = place / "lun0", place / "data"
     lun.touch()
     data.mkdir()
-    disk_line = line(target, lun, "lun=0,_netdev,nofail")
+    disk_line, file_system_line = (
+        text.replace("10.0.0.5", f"{target.portal},lun=0")
+        .replace("iqn.2001-05.com.example:disks", target.name)
+        .replace("/mnt/lun0", str(lun))
+        .replace("/srv/data", str(data))
+        for text in MANUAL_LINES
+    )
     there.fstab(disk_line)
     there.run("mount", "-a")
     there.run("mkfs.ext4", "-q", lun)
@@ -63,7 +72,7 @@ def test_a_line_and_the_ext4_behind_it_come_and_go(there: Namespace, target: Tar
     target.ask("crash")
     assert get(image, 1080, 2) == b"\x53\xef", "umount returned before everything was written back"
 
-    there.fstab(disk_line, f"{lun} {data} ext4 loop,_netdev,nofail,x-systemd.requires-mounts-for={lun} 0 0")
+    there.fstab(disk_line, file_system_line)
     there.run("mount", "-a")
     there.run("cp", words(place), data)
     assert shown(there, data)[1] == "ext4"
@@ -104,6 +113,8 @@ def test_a_mountpoint_may_be_a_file_a_directory_or_not_there_yet(there: Namespac
     assert "ro" in shown(there, missing)[2].split(",")
     sizes = there.run("stat", "-c", "%s", file, directory / "lun0", directory / "lun1", missing).stdout.split()
     assert sizes == [str(64 * MIB), str(64 * MIB), str(8 * MIB), str(8 * MIB)]
+    there.run("sh", "-c", f"exec 3<{file}; umount -r {file}")
+    assert "ro" in shown(there, file)[2].split(","), "what is read can still be made read-only"
     there.run("umount", url)
     assert not missing.exists()
     there.run("umount", "-v", directory)
