@@ -21,6 +21,7 @@ COMMANDS = {
     "detach": "Detach a block device, write back and log out.",
     "umount": "Unmount, write back and log out.",
     "status": "Show what runs: devices, paths, counters.",
+    "check": "Tell what is wrong with isblktab.",
     "config": "Show the settings that hold, and where they come from.",
     "perf": "Measure a logical unit.",
     "target": "Run the embedded iSCSI target.",

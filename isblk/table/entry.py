@@ -135,11 +135,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """The entries of a file, in its order, and what is wrong with it."""
+    """The entries of a file, in its order, and what is wrong with it; `doubtful` are what could be read of lines with problems."""
 
     file: str
     entries: tuple[Entry, ...]
     problems: Problems
+    doubtful: tuple[Entry, ...] = ()
 
     def __bool__(self) -> bool:
         return not self.problems
@@ -147,7 +148,9 @@ class Table:
 
 def parse(file: str, text: str) -> Table:
     """The entries that a text holds, and its problems. Paths in it start from the directory of `file`."""
-    problems, entries = Problems(file), []
+    problems = Problems(file)
+    entries: list[Entry] = []
+    doubtful: list[Entry] = []
     seen: dict[str, int] = {}
     for line in fields.lines(text):
         before = len(problems)
@@ -156,9 +159,9 @@ def parse(file: str, text: str) -> Table:
             problems.at(line.number, entry.columns[1], Say.SAME_WHERE, text=entry.where, line=seen[entry.where])
         elif entry is not None:
             seen[entry.where] = line.number
-            if len(problems) == before:
-                entries.append(entry)
-    return Table(file, tuple(entries), problems)
+        if entry is not None:
+            (entries if len(problems) == before else doubtful).append(entry)
+    return Table(file, tuple(entries), problems, tuple(doubtful))
 
 
 def parse_options(field: Piece, line: int, kind: Kind, problems: Problems) -> tuple[Given, ...]:
@@ -178,18 +181,17 @@ def parse_options(field: Piece, line: int, kind: Kind, problems: Problems) -> tu
 
 
 def _entry(line: Line, problems: Problems) -> Entry | None:
-    """The entry of a line; None where a field is missing or its type is unknown, without which nothing can be said of the rest."""
+    """The entry of a line; None where what identifies it is not right."""
     number = line.number
     if len(line.fields) < 3:
         problems.at(number, line.end, Say.MISSING_FIELD, field=_FIELDS[len(line.fields)])
         return None
     for extra in line.fields[4:5]:
-        problems.at(number, extra.column, Say.EXTRA_FIELD, text=extra.raw)
-    texts = [unescaped(field, number, problems) for field in line.fields[:3]]
-    target, where, word = texts
+        problems.at(number, extra.column, Say.EXTRA_FIELD, text=extra.raw.partition("=")[0])
+    target, where, word = (unescaped(field, number, problems) for field in line.fields[:3])
     columns = tuple(field.column for field in line.fields[:4])
-    if target is not None:
-        _check_target(target, number, columns[0], problems)
+    if target is not None and not _is_target(target, number, columns[0], problems):
+        target = None
     kind = None if word is None else _kind(word, number, columns[2], problems)
     if kind is None:
         return None
@@ -209,14 +211,13 @@ def _kind(text: str, line: int, column: int, problems: Problems) -> Kind | None:
     return Kind(near) if near else None
 
 
-def _check_target(text: str, line: int, column: int, problems: Problems) -> None:
+def _is_target(text: str, line: int, column: int, problems: Problems) -> bool:
     try:
-        if "://" in text:
-            parse_target_url(text)
-        else:
-            target_name(text)
+        parse_target_url(text) if "://" in text else target_name(text)
     except UsageError as error:
         problems.at(line, column, Say.BAD_TARGET, reason=error)
+        return False
+    return True
 
 
 def _place(text: str, kind: Kind, line: int, column: int, problems: Problems) -> str | None:

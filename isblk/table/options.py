@@ -42,7 +42,7 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Option:
-    """An option. `value` None: it takes none. `argument` is what a command calls it: --name, or -o for a word of that; empty: the table's own."""
+    """An option. `value` None: it takes none. `argument`: what a command calls it, --name, or -o for a word of that; empty: none does."""
 
     name: str
     value: Value | None = None
@@ -94,7 +94,7 @@ RETRY = Value(
     "60",
     lambda text: text == _NEVER or _number(1, 86400)(text),
 )
-IDLE = Value("a number of seconds from 1 to 86400", "600", _number(1, 86400))
+IDLE = Value("a number of seconds, 0 for never", "600", _number(0, 9999999))
 
 _ALL = (
     Option("auto"),
@@ -117,7 +117,11 @@ _ALL = (
     ),
     Option("no-md5-retry", None, "--no-md5-retry"),
     Option("digest", _one_of("none", "allow", "prefer", "header", "data", "both"), "--digest"),
-    Option("initiator-name", Value("an iSCSI name, iqn., eui. or naa.", "iqn.2001-05.com.example:host", _by(normalize_name)), "--initiator-name"),
+    Option(
+        "initiator-name",
+        Value("an iSCSI name, iqn., eui. or naa.", "iqn.2001-05.com.example:host", _by(normalize_name)),
+        "--initiator-name",
+    ),
     Option("login-timeout", Value("a number of seconds from 0.1 to 3600", "15", _number(0.1, 3600)), "--login-timeout"),
     Option("all-portals", None, "--all-portals"),
     Option("policy", Value(", ".join(each.value for each in Policy), "failover", _by(Policy.parse)), "--policy"),
@@ -128,7 +132,11 @@ _ALL = (
         Value("a number of seconds, or -1 for ever", "120", lambda text: text == "-1" or _number(0, 999999)(text)),
         "--replacement-timeout",
     ),
-    Option("noop-interval", Value("0 (never) or at least 1 second", "5", lambda text: text == "0" or _number(1, 999999)(text)), "--noop-interval"),
+    Option(
+        "noop-interval",
+        Value("0 (never) or at least 1 second", "5", lambda text: text == "0" or _number(1, 999999)(text)),
+        "--noop-interval",
+    ),
     Option("noop-timeout", Value("at least 1 second", "5", _number(1, 999999)), "--noop-timeout"),
     Option("fence", _one_of("strict", "fast"), "--fence"),
     Option("shared", None, "--shared"),

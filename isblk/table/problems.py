@@ -27,7 +27,7 @@ class Say(Enum):
     BAD_ESCAPE = "{text!r} is no escape: a backslash begins three octal digits, \\040 for a space, \\054 for a comma, \\134 for itself"
 
     BAD_TARGET = "TARGET: {reason}"
-    URL_PORTAL = "the URL in TARGET says where the target listens, and so does portal=: give one of them, or the name alone and several portal="
+    URL_PORTAL = "the URL in TARGET says where the target listens, and so does portal=: give one of them"
     URL_LUN = "the URL in TARGET ends in LUN {url} and lun={lun} names another: give one of them"
 
     RELATIVE_WHERE = "WHERE is {text!r}, but must be an absolute path, such as /{text}"
@@ -54,19 +54,20 @@ class Say(Enum):
     SAME_PORTAL = "the portal {portal} is given twice: each is a path of its own, so name different ones"
     NO_PORTAL = "no portal for {name} here or in the configuration: say where it listens with portal=HOST[:PORT]"
     NO_PINGS = "noop-interval=0 would never find out that a path is silent, so it contradicts several portals"
-    TWO_RETRIES = "no-path-retry={one} and replacement-timeout={other} are two words for one thing, and contradict each other: give one of them"
+    TWO_RETRIES = "no-path-retry={one} and replacement-timeout={other} contradict each other: give one of them"
     SHORT_DEVICE_TIMEOUT = (
-        "device-timeout={timeout} is not longer than requests wait for a path ({wait}): the kernel would give up on requests that are still "
-        "on their way"
+        "device-timeout={timeout} is not longer than requests wait for a path ({wait}): the kernel would give up on requests that are "
+        "still on their way"
     )
     OPEN_TO_ALL = (
-        "anybody who reaches {where} could read and write the disk: give tls-certificates= or tls-psk=, listen on loopback, or insist with insecure"
+        "anybody who reaches {where} could read and write the disk: give tls-certificates= or tls-psk=, listen on loopback, "
+        "or insist with insecure"
     )
 
     NO_SECRET = "no secret for the CHAP user {user}, here or in the configuration: give {option}=FILE"
-    BAD_SECRET_FILE = "{name}: {reason}"
+    BAD_SECRET = "{name} cannot be used: {reason}"
     SAME_SECRETS = "the two secrets of a mutual login are the same, which every target refuses: let them differ"
-    BAD_TLS = "{name}: {reason}"
+    BAD_TLS = "{name} cannot be used for TLS: {reason}"
 
     @property
     def kind(self) -> str:
@@ -100,7 +101,7 @@ class Problems(list[Problem]):
         super().__init__()
         self.file = file
 
-    def at(self, line: int, column: int, say: Say, **words: object) -> None:
+    def at(self, line: int, column: int, say: Say, /, **words: object) -> None:
         """One more."""
         self.append(Problem(self.file, line, column, say, say.value.format(**words)))
 
