@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from isblk import notify
 from isblk.errors import ExitCode, IsblkError, UsageError
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ def _leave(work: Callable[[Report], int], report: Report, log_file: Path | None)
         os.chdir("/")
         os.umask(0o077)
         _silence()
+        notify.forget()
         log_to(log_file)
         code = _work(work, report)
     except BaseException:  # the last line of defence: an exception must not climb into the command's copy of its own frames

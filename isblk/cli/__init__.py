@@ -25,6 +25,8 @@ COMMANDS = {
     "config": "Show the settings that hold, and where they come from.",
     "perf": "Measure a logical unit.",
     "target": "Run the embedded iSCSI target.",
+    "serve": "Serve one export of isblktab, as a unit of systemd.",
+    "systemd-generator": "Make units of systemd of isblktab.",
     "install-helper": "Let mount(8) know isblk, for lines in /etc/fstab.",
     "completion": "Print a completion script for bash, zsh or fish.",
 }

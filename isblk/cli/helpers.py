@@ -37,6 +37,13 @@ def umount() -> NoReturn:
     _end(_umount)
 
 
+def generate() -> NoReturn:
+    """isblk-generator NORMAL EARLY LATE: what systemd runs (systemd.generator(7))."""
+    from isblk.cli import main
+
+    sys.exit(main.main(["systemd-generator", *sys.argv[1:]], prog_name="isblk"))
+
+
 def _end(work: Callable[[], None]) -> NoReturn:
     """Do it, and end with the exit code that mount(8) understands."""
     os.environ.setdefault("PATH", PATH)
