@@ -53,4 +53,4 @@ def _table(path: Path) -> Table:
     if not path.exists():
         return Table(str(path), (), problems)
     text = read(path, problems)
-    return parse(str(path), text) if text is not None else Table(str(path), (), problems)
+    return Table(str(path), (), problems) if text is None or problems else parse(str(path), text)

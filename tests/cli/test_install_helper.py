@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from isblk.cli.install_helper import HELPERS
+from isblk.cli import install_helper as cli
+from isblk.cli.install_helper import GENERATOR, GENERATORS, HELPERS
 
 Run = Callable[..., Result]
 
@@ -20,7 +21,7 @@ def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of an installation's commands."""
     commands = tmp_path / "venv" / "bin"
     commands.mkdir(parents=True)
-    for name in HELPERS:
+    for name in (*HELPERS, GENERATOR):
         (commands / name).write_text("#!/bin/sh\n")
     monkeypatch.setattr(sys, "executable", str(commands / "python"))
     return commands
@@ -72,6 +73,21 @@ def test_remove_takes_them_away_and_is_content_when_there_are_none(run: Run, ins
     assert run("install-helper", "--directory", sbin, "--remove").stdout.splitlines() == [str(sbin / name) for name in HELPERS]
     assert not links(sbin)
     assert run("install-helper", "--directory", sbin, "--remove").output == ""
+
+
+def test_the_generator_of_systemd_is_installed_when_it_is_asked_for(run: Run, installation: Path, sbin: Path, tmp_path: Path) -> None:
+    place = tmp_path / "etc" / "system-generators"
+    assert run("install-helper", "--directory", sbin, "--systemd", place).stdout.splitlines()[-1] == str(place / GENERATOR)
+    assert links(place) == {GENERATOR: str(installation / GENERATOR)}
+    run("install-helper", "--directory", sbin, "--systemd", place, "--remove")
+    assert not links(place) and not links(sbin)
+
+
+def test_the_generator_goes_where_systemd_looks_for_it(run: Run, installation: Path, sbin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[Path] = []
+    monkeypatch.setattr(cli, "_install", lambda link, _program: wanted.append(link))
+    run("install-helper", "--directory", sbin, "--systemd")
+    assert wanted[-1] == Path(GENERATORS) / GENERATOR
 
 
 def test_a_directory_that_cannot_be_written_is_told(run: Run, installation: Path, tmp_path: Path) -> None:
