@@ -25,7 +25,7 @@ _CGROUPS = Path("/sys/fs/cgroup/systemd")  # of version 1, which needs no contro
 
 _SETUP = r"""
 set -e
-work=$1 share=$2 version=$3 target=$4
+work=$1 share=$2 version=$3 target=$4 isblk=$5
 mount --make-rprivate /
 mount -t tmpfs none "$work"
 mkdir "$work/up" "$work/work" "$work/root"
@@ -50,6 +50,7 @@ mkdir -p /etc/systemd/system
 for each in tmpfiles-setup tmpfiles-setup-dev tmpfiles-clean update-utmp random-seed machine-id-commit timesyncd networkd-wait-online; do
     ln -sf /dev/null "/etc/systemd/system/systemd-$each.service"; done
 cp -r /srv/test/etc/. /etc/
+"$isblk" install-helper --systemd >/dev/null
 export container=lxc
 exec /lib/systemd/systemd --system --unit="$target" --log-target=console --log-level=info --show-status=no
 """
@@ -65,10 +66,12 @@ class Systemd:
         self._work = home.with_name(f"{home.name}.work")
         self._work.mkdir()
         is_first = _CGROUPS.is_dir()
-        self._cgroup = (_CGROUPS if is_first else _CGROUPS.parent) / f"isblk-test-{os.getpid()}"
-        self._cgroup.mkdir()
-        script = f'echo $$ >"$0/cgroup.procs"; exec unshare --pid --fork --mount --uts --ipc --cgroup --kill-child sh -c \'{_SETUP}\' sh "$@"'
-        argv = ["sh", "-c", script, str(self._cgroup), str(self._work), str(home), "1" if is_first else "2", target]
+        name = f"isblk-test-{os.getpid()}"
+        self._cgroups = [each / name for each in _CGROUPS.parent.iterdir() if each.is_dir()] if is_first else [_CGROUPS.parent / name]
+        # Into a group of its own in each hierarchy: what systemd makes there is below it.
+        enter = 'for each in $0; do mkdir -p "$each" && echo $$ >"$each/cgroup.procs"; done 2>/dev/null'
+        script = f"{enter}; exec unshare --pid --fork --mount --uts --ipc --cgroup --kill-child sh -c '{_SETUP}' sh \"$@\""
+        argv = ["sh", "-c", script, " ".join(map(str, self._cgroups)), str(self._work), str(home), "1" if is_first else "2", target, isblk()[0]]
         environment = {"ISBLK_STATE_DIR": "", "ISBLK_RUN_DIR": "", "PYTHONPATH": ""}
         self._holder = processes.start(argv, env=environment)
         until(lambda: self.pid, "process 1")
@@ -120,24 +123,19 @@ class Systemd:
         if self._holder.process.poll() is None:
             self._holder.process.kill()
             self._holder.wait()
-        for path in sorted((path for path in self._cgroup.rglob("*") if path.is_dir()), reverse=True):
-            with suppress(OSError):
-                path.rmdir()
-        until(lambda: _removed(self._cgroup), "the control group to be empty")
+        until(lambda: all(map(_removed, self._cgroups)), "the control groups to be empty")
 
 
-def _removed(path: Path) -> bool:
-    with suppress(OSError):
-        path.rmdir()
-    return not path.exists()
+def _removed(group: Path) -> bool:
+    """Whether a control group is gone, with all that is below it; a process that is ending keeps it."""
+    below = [path for path in group.rglob("*") if path.is_dir()]
+    for path in (*sorted(below, reverse=True), group):
+        with suppress(OSError):
+            path.rmdir()
+    return not group.exists()
 
 
 def can_run() -> bool:
     """Whether this machine lets a process make namespaces and mount in them, and has control groups that can be changed."""
     probe = ["unshare", "--pid", "--fork", "--mount", "--cgroup", "sh", "-c", "mount -t tmpfs none /mnt"]
     return PROGRAM.exists() and subprocess.run(probe, capture_output=True, check=False).returncode == 0
-
-
-def program() -> Path:
-    """isblk, as it is called in there."""
-    return Path(isblk()[0])

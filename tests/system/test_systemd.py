@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from isblk.systemdunits import escape
+from isblk.target.config import PortalConfig
+from support.commands import get
 from support.mounts import Mounts
 from support.processes import Processes, isblk
-from support.systemd import SHARE, Systemd, can_run, program
+from support.systemd import SHARE, Systemd, can_run
 from support.targets import MIB, TargetProcess, disk, target_process
 from support.waiting import until
 
 BOOT = "[Unit]\nWants=remote-fs.target sockets.target\nAfter=remote-fs.target sockets.target\n"
+NETWORK = """[Unit]
+Before=network.target network-online.target
+Wants=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+ExecStop=/bin/sh -c 'grep -ci ":{port:04X} 01 " /proc/net/tcp >{share}/sessions'
+[Install]
+RequiredBy=network-online.target
+"""
+"""What makes the network in there: when it goes, it counts the connections to the target that are left."""
 
 
 @pytest.fixture
@@ -26,16 +41,26 @@ def target(tmp_path: Path) -> Iterator[TargetProcess]:
 
 @pytest.fixture
 def home(root: None, fuse: None, tmp_path: Path) -> Path:
-    """A directory that a systemd can have as SHARE, with the program that its generator is."""
+    """A directory that a systemd can have as SHARE."""
     if not can_run():
         pytest.skip("this machine lets nobody make namespaces for a systemd")
-    generators = tmp_path / "home" / "etc" / "systemd" / "system-generators"
-    generators.mkdir(parents=True)
-    (tmp_path / "home" / "etc" / "isblk").mkdir()
-    (generators / "isblk-generator").symlink_to(program().with_name("isblk-generator"))
-    (tmp_path / "home" / "etc" / "systemd" / "system").mkdir()
-    (tmp_path / "home" / "etc" / "systemd" / "system" / "boot.target").write_text(BOOT)
+    (tmp_path / "home" / "etc" / "isblk").mkdir(parents=True)
+    unit(tmp_path / "home", "boot.target", BOOT)
     return tmp_path / "home"
+
+
+def unit(home: Path, name: str, text: str) -> None:
+    path = home / "etc" / "systemd" / "system" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def table(home: Path, *lines: str) -> None:
+    (home / "etc" / "isblk" / "isblktab").write_text("".join(f"{line}\n" for line in lines))
+
+
+def service(name: str) -> str:
+    return f"isblk@{escape(f'{SHARE}/{name}')}.service"
 
 
 def with_ext4(processes: Processes, mounts: Mounts, target: TargetProcess, *luns: int) -> None:
@@ -47,30 +72,81 @@ def with_ext4(processes: Processes, mounts: Mounts, target: TargetProcess, *luns
         processes.run(isblk("umount", place))
 
 
-def test_it(processes: Processes, mounts: Mounts, target: TargetProcess, home: Path) -> None:
+@pytest.mark.deadline(120)
+def test_everything_is_up_after_a_boot_and_written_back_before_the_network_goes(
+    processes: Processes, mounts: Mounts, target: TargetProcess, home: Path
+) -> None:
     with_ext4(processes, mounts, target, 0, 1)
-    (home / "fstab-lun").touch()
-    (home / "etc" / "isblk" / "isblktab").write_text(
-        f"{target.name} {SHARE}/lun1 fuse portal={target.portal},lun=1\n"
-        f"{target.name} {SHARE}/lun2.sock nbd portal={target.portal},lun=2\n"
-        f"{target.name} {SHARE}/lun3.sock nbd portal={target.portal},lun=3,nofail\n"
+    (home / "lun0").touch()
+    here = f"portal={target.portal}"
+    table(
+        home,
+        f"{target.name} {SHARE}/lun1 fuse {here},lun=1",
+        f"{target.name} {SHARE}/lun2.sock nbd {here},lun=2",
+        f"{target.name} {SHARE}/lun3.sock nbd {here},lun=3,nofail",
+        f"{target.name} {SHARE}/wrong fuse {here},lnu=3",
     )
-    service = f"isblk@{escape(f'{SHARE}/lun1')}.service"
     (home / "etc" / "fstab").write_text(
-        f"{target.name} {SHARE}/fstab-lun isblk portal={target.portal},lun=0,_netdev,nofail 0 0\n"
-        f"{SHARE}/fstab-lun /mnt/a ext4 loop,_netdev,nofail,x-systemd.requires-mounts-for={SHARE}/fstab-lun 0 0\n"
-        f"{SHARE}/lun1 /mnt/b ext4 loop,_netdev,nofail,x-systemd.requires={service} 0 0\n"
+        f"{target.name} {SHARE}/lun0 isblk {here},lun=0,_netdev,nofail 0 0\n"
+        f"{SHARE}/lun0 /mnt/a ext4 loop,_netdev,nofail,x-systemd.requires-mounts-for={SHARE}/lun0 0 0\n"
+        f"{SHARE}/lun1 /mnt/b ext4 loop,_netdev,nofail,x-systemd.requires={service('lun1')},x-systemd.requires-mounts-for={SHARE}/lun1 0 0\n"
     )
+    unit(home, "network.service", NETWORK.format(port=int(target.portal.rpartition(":")[2]), share=SHARE))
+    unit(home, "network-online.target.d/test.conf", "[Unit]\nRequires=network.service\nAfter=network.service\n")
     with Systemd(processes, home, "boot.target") as systemd:
-        try:
-            systemd.run("sh", "-c", "mkdir -p /sbin; /bin/true")
-            systemd.started()
-            print(systemd.run("systemctl", "--no-pager", "status", "--all", "isblk@*", code=None).stdout)
-            print(systemd.run("systemctl", "--no-pager", "list-units", "--all", code=None).stdout)
-            print(systemd.run("findmnt").stdout)
-        finally:
-            print(systemd.console)
+        systemd.started()
+        assert systemd.show(service("lun1"), "ActiveState", "SubState", "StatusText") == {
+            "ActiveState": "active",
+            "SubState": "running",
+            "StatusText": "the path is up",
+        }
+        for place in ("a", "b"):
+            assert systemd.run("findmnt", "-no", "FSTYPE", f"/mnt/{place}").stdout == "ext4\n"
+            systemd.run("sh", "-c", f"echo on {place} >/mnt/{place}/words")
+        assert systemd.show(service("lun3.sock"), "ActiveState") == {"ActiveState": "inactive"}, "nobody has connected"
+        for socket in ("lun2.sock", "lun3.sock"):
+            systemd.run("nbdinfo", "--size", f"nbd+unix:///?socket={SHARE}/{socket}")
+        assert systemd.show(service("lun3.sock"), "ActiveState") == {"ActiveState": "active"}
+        assert target.ask("sessions") == 4
+        failed = systemd.run("systemctl", "--failed", "--no-legend", "--plain").stdout
+        assert "isblk" not in failed and "mnt-" not in failed and "srv-" not in failed, failed
         systemd.shut_down()
-        print(systemd.console)
-        print(target.ask("sessions"))
-        assert 0
+    assert (home / "sessions").read_text() == "0\n", "the network went first"
+    assert target.ask("sessions") == 0
+    target.ask("crash")
+    for number, place in ((0, "a"), (1, "b")):
+        image = get(processes.home / f"disk{number}", 0, 16 * MIB)
+        assert f"on {place}\n".encode() in image, "not written back"
+    assert not list(home.glob("*.sock"))
+
+
+@pytest.mark.deadline(120)
+def test_a_service_is_watched_started_again_and_says_how_it_is(processes: Processes, mounts: Mounts, tmp_path: Path, home: Path) -> None:
+    portals = (PortalConfig(port=0), PortalConfig(port=0, tpgt=2))
+    with target_process([disk(0, 16 * MIB)], portals=portals) as target:
+        one, two = target.portals
+        table(home, f"{target.name} {SHARE}/lun0 fuse portal={one},portal={two},fuse-engine=direct")
+        unit(home, "isblk@.service.d/test.conf", "[Service]\nRestartSec=0.2\nWatchdogSec=2\n")
+        name = service("lun0")
+        with Systemd(processes, home, "boot.target") as systemd:
+            systemd.started()
+
+            def shown(*properties: str) -> list[str]:
+                found = systemd.show(name, *properties)
+                return [found[each] for each in properties]
+
+            until(lambda: shown("StatusText") == ["2 of 2 paths up"], "both paths to be told")
+            for number in (signal.SIGKILL, signal.SIGSTOP):
+                before = shown("MainPID", "NRestarts")
+                systemd.run("kill", f"-{int(number)}", before[0])
+                until(lambda: shown("ActiveState", "NRestarts") == ["active", str(int(before[1]) + 1)], f"a restart after {number.name}")
+                assert shown("StatusText") and systemd.run("stat", "-c", "%s", f"{SHARE}/lun0").stdout == f"{16 * MIB}\n"
+            target.ask("close 1")
+            until(lambda: shown("StatusText")[0].startswith(f"1 of 2 paths up: {two} "), "the loss of a path to be told")
+            systemd.run("systemctl", "stop", name)
+            assert shown("ActiveState", "Result") == ["inactive", "success"]
+            assert not systemd.run("findmnt", f"{SHARE}/lun0", code=1).stdout
+            systemd.run("systemctl", "start", name)
+            systemd.run("umount", f"{SHARE}/lun0")
+            assert shown("ActiveState", "Result") == ["inactive", "success"], "umount ends it for good"
+        assert target.ask("sessions") == 0
