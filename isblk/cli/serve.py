@@ -55,9 +55,12 @@ def _entry(path: Path, where: str) -> Entry:
 
 
 def _clear(where: str) -> None:
-    """Take away the mount of a daemon that was killed: nobody can use it any more, and nothing can be mounted there while it is."""
+    """Take away the mount of a daemon that was killed: nobody can use it any more, and nothing can be mounted there while it is.
+
+    statvfs(3) is asked of the daemon each time, while the kernel may know for a while what stat(2) had said.
+    """
     try:
-        os.stat(where)
+        os.statvfs(where)
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             with suppress(UsageError):

@@ -86,12 +86,12 @@ def test_what_is_wrong_with_the_line_is_told(
 
 @pytest.mark.parametrize(("number", "cleared"), [(errno.ENOTCONN, True), (errno.ECONNABORTED, True), (errno.ENOENT, False), (None, False)])
 def test_only_a_dead_mount_is_cleared_away(monkeypatch: pytest.MonkeyPatch, number: int | None, cleared: bool) -> None:
-    def stat(_path: str) -> None:
+    def statvfs(_path: str) -> None:
         if number is not None:
             raise OSError(number, os.strerror(number))
 
     asked: list[tuple[str, bool]] = []
-    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "statvfs", statvfs)
     monkeypatch.setattr(mountpoint, "unmount", lambda path, lazy: asked.append((path, lazy)))
     serve._clear("/mnt/lun0")
     monkeypatch.undo()
