@@ -77,9 +77,7 @@ def test_sockets_of_systemd_take_the_place_of_its_own(run: Run, table: Path, cal
         ("/mnt/lun1", 3, "is /mnt/lun0 meant?"),
     ],
 )
-def test_what_is_wrong_with_the_line_is_told(
-    run: Run, table: Path, called: list[list[str]], where: str, code: int, sentence: str
-) -> None:
+def test_what_is_wrong_with_the_line_is_told(run: Run, table: Path, called: list[list[str]], where: str, code: int, sentence: str) -> None:
     assert sentence in run("serve", "-f", table, where, code=code).stderr
     assert not called
 
@@ -96,5 +94,3 @@ def test_only_a_dead_mount_is_cleared_away(monkeypatch: pytest.MonkeyPatch, numb
     serve._clear("/mnt/lun0")
     monkeypatch.undo()
     assert asked == ([("/mnt/lun0", True)] if cleared else [])
-
-

@@ -71,7 +71,17 @@ class Systemd:
         # Into a group of its own in each hierarchy: what systemd makes there is below it.
         enter = 'for each in $0; do mkdir -p "$each" && echo $$ >"$each/cgroup.procs"; done 2>/dev/null'
         script = f"{enter}; exec unshare --pid --fork --mount --uts --ipc --cgroup --kill-child sh -c '{_SETUP}' sh \"$@\""
-        argv = ["sh", "-c", script, " ".join(map(str, self._cgroups)), str(self._work), str(home), "1" if is_first else "2", target, isblk()[0]]
+        argv = [
+            "sh",
+            "-c",
+            script,
+            " ".join(map(str, self._cgroups)),
+            str(self._work),
+            str(home),
+            "1" if is_first else "2",
+            target,
+            isblk()[0],
+        ]
         environment = {"ISBLK_STATE_DIR": "", "ISBLK_RUN_DIR": "", "PYTHONPATH": ""}
         self._holder = processes.start(argv, env=environment)
         until(lambda: self.pid, "process 1")
@@ -86,8 +96,15 @@ class Systemd:
 
     def run(self, *command: str | Path, code: int | None = 0, **options: Any) -> Started:
         """A command in there, to its end."""
-        argv = ["nsenter", "-t", str(self.pid), "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root", "--wd", "--", *map(str, command)]
-        return self.processes.run(argv, code=code, seconds=60, **options)
+        return self.processes.run(self._argv(*command), code=code, seconds=60, **options)
+
+    def _argv(self, *command: str | Path) -> list[str]:
+        spaces = ("--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root", "--wd")
+        return ["nsenter", "-t", str(self.pid), *spaces, "--", *map(str, command)]
+
+    def start(self, *command: str | Path) -> Started:
+        """A command in there, that goes on."""
+        return self.processes.start(self._argv(*command))
 
     def show(self, unit: str, *names: str) -> dict[str, str]:
         """Properties of a unit."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from support.systemd import SHARE, Systemd, can_run
 from support.targets import MIB, TargetProcess, disk, target_process
 from support.waiting import until
 
+STOP_SECONDS = 1
 BOOT = "[Unit]\nWants=remote-fs.target sockets.target\nAfter=remote-fs.target sockets.target\n"
 NETWORK = """[Unit]
 Before=network.target network-online.target
@@ -90,7 +93,8 @@ def test_everything_is_up_after_a_boot_and_written_back_before_the_network_goes(
     (home / "etc" / "fstab").write_text(
         f"{target.name} {SHARE}/lun0 isblk {here},lun=0,_netdev,nofail 0 0\n"
         f"{SHARE}/lun0 /mnt/a ext4 loop,_netdev,nofail,x-systemd.requires-mounts-for={SHARE}/lun0 0 0\n"
-        f"{SHARE}/lun1 /mnt/b ext4 loop,_netdev,nofail,x-systemd.requires={service('lun1')},x-systemd.requires-mounts-for={SHARE}/lun1 0 0\n"
+        f"{SHARE}/lun1 /mnt/b ext4 loop,_netdev,nofail,x-systemd.requires={service('lun1')},"
+        f"x-systemd.requires-mounts-for={SHARE}/lun1 0 0\n"
     )
     unit(home, "network.service", NETWORK.format(port=int(target.portal.rpartition(":")[2]), share=SHARE))
     unit(home, "network-online.target.d/test.conf", "[Unit]\nRequires=network.service\nAfter=network.service\n")
@@ -133,7 +137,7 @@ def test_a_service_is_watched_started_again_and_says_how_it_is(processes: Proces
             f"{target.name} {SHARE}/lun0 fuse portal={one},portal={two},lun=0,fuse-engine=direct",
             f"{target.name} {SHARE}/lun1 fuse portal={one},lun=1,fuse-engine=pyfuse3",
         )
-        unit(home, "isblk@.service.d/test.conf", "[Service]\nRestartSec=0.2\nWatchdogSec=2\n")
+        unit(home, "isblk@.service.d/test.conf", f"[Service]\nRestartSec=0.2\nWatchdogSec=2\nTimeoutStopSec={STOP_SECONDS}\n")
         name = service("lun0")
         with Systemd(processes, home, "boot.target") as systemd:
             systemd.started()
@@ -142,18 +146,31 @@ def test_a_service_is_watched_started_again_and_says_how_it_is(processes: Proces
                 found = systemd.show(name, *properties)
                 return [found[each] for each in properties]
 
+            def runs_since(restarts: int) -> bool:
+                state, now = shown("SubState", "NRestarts")
+                return state == "running" and int(now) > restarts
+
             until(lambda: shown("StatusText") == ["2 of 2 paths up"], "both paths to be told")
             for number in (signal.SIGKILL, signal.SIGSTOP):
                 before = shown("MainPID", "NRestarts")
                 systemd.run("kill", f"-{int(number)}", before[0])
-                until(lambda: shown("SubState") == ["running"] and int(shown("NRestarts")[0]) > int(before[1]), f"a start after {number.name}")
+                until(partial(runs_since, int(before[1])), f"a start after {number.name}")
                 assert shown("StatusText") and systemd.run("stat", "-c", "%s", f"{SHARE}/lun0").stdout == f"{16 * MIB}\n"
             systemd.run("kill", "-9", systemd.show(service("lun1"), "MainPID")["MainPID"])
             until(lambda: systemd.show(service("lun1"), "NRestarts", "SubState") == {"NRestarts": "1", "SubState": "running"}, "a restart")
             assert systemd.run("stat", "-c", "%s", f"{SHARE}/lun1").stdout == f"{MIB}\n", "what pyfuse3 left behind was in the way"
             target.ask("close 1")
             until(lambda: shown("StatusText")[0].startswith(f"1 of 2 paths up: {two} "), "the loss of a path to be told")
-            systemd.run("systemctl", "stop", name)
+            target.ask("hold")
+            systemd.run("sh", "-c", f"dd if=/dev/zero of={SHARE}/lun0 bs=4096 count=1 conv=notrunc >/dev/null 2>&1 &")
+            until(lambda: target.ask("held") == 1, "a write to be on its way")
+            stopping = systemd.start("systemctl", "stop", name)
+            until(lambda: shown("StatusText") == ["writing back and logging out"], "the end to begin")
+            late = time.monotonic() + 3 * STOP_SECONDS
+            until(lambda: time.monotonic() > late, "the time for a stop to be over")
+            assert shown("ActiveState") == ["deactivating"], "it was not given the time it asked for"
+            target.ask("release")
+            assert stopping.wait() == 0
             assert shown("ActiveState", "Result") == ["inactive", "success"]
             assert not systemd.run("findmnt", f"{SHARE}/lun0", code=1).stdout
             systemd.run("systemctl", "start", name)
