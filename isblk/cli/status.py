@@ -55,7 +55,9 @@ def command(negotiated: bool, as_json: bool) -> None:
         found = [each for each in every if each.get("kind") != "supervisor"]
         supervisor = next((each for each in every if each.get("kind") == "supervisor"), None)
         if as_json:
-            click.echo(json.dumps({"version": control.VERSION, "mounts": found, "supervisor": supervisor}, indent=2))
+            click.echo(
+                json.dumps({"version": control.VERSION, "mounts": found} | ({"supervisor": supervisor} if supervisor else {}), indent=2)
+            )
         elif not every:
             click.echo("isblk: nothing is mounted", err=True)
         else:

@@ -24,6 +24,9 @@ from isblk.table.entry import Entry
 
 log = logging.getLogger(__name__)
 
+FOR_TERMINALS = "; Ctrl-C unmounts"
+"""The end of what `isblk mount -f` says to whoever typed it."""
+
 
 class Goal(Enum):
     """What an export is to be."""
@@ -258,5 +261,5 @@ class Keeper:
     def _let_go(self, level: int, but: str = "") -> None:
         held, self._held = self._held, []
         for line in held:
-            if line != but:
+            if line != but and not line.endswith(FOR_TERMINALS):
                 log.log(level, "%s: %s", self.entry.where, line)

@@ -57,6 +57,7 @@ class Supervisor:
                 await self._nursery.start(self._hear_signals)
                 await self._nursery.start(controlserver.serve, self._run_directory, self.status, self.stop, self._requests())
                 self._begin(table, where)
+                log.info("supervisor keeps %s, %d exports", self.path, len(self.keepers))
                 ready()
                 await self.ended.wait()
             except IsblkError as error:  # Kept until the nursery has closed: one that crosses it comes out in a group.
