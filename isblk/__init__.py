@@ -12,6 +12,7 @@ The rooms, lowest first; imports point down only, and a test asserts it:
     export/     what the local machine sees; knows only devices: two FUSE engines, the NBD server, the kernel's NBD client
     target/     the embedded target: the demo, the tests and the benchmark run against it
     table/      isblktab, the table of exports: its parser, which is pure, and its checks
+    supervisor/ what keeps the exports of a table up, each in a process of its own
     state.py control.py listening.py   what a command needs: kept state, the control socket, sockets,
     detach.py ending.py reclaim.py     leaving the terminal, the end in order, memory that is written out through the daemon
     daemon.py nbdserver.py             composition of a mount, of an NBD server,
