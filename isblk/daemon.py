@@ -21,6 +21,7 @@ from isblk.block.blockstatus import lba_status
 from isblk.block.multipath import Multipath
 from isblk.block.policies import Policies
 from isblk.block.stack import Disk
+from isblk.changing import changes
 from isblk.config import Target
 from isblk.ending import controlled, written_back
 from isblk.errors import UsageError
@@ -107,7 +108,8 @@ async def _serve(plane: Plane, running: Running, started: Callable[[], None]) ->
     volume = _volume(running)
     source = f"{spec.target.name}/{lun_text(disks[0].description.lun)}" if not volume.is_directory else spec.target.name
     options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other, caching=spec.caching)
-    async with controlled(spec.run_directory, running.status, running.stop), trio.open_nursery() as serving:
+    more = changes(running.attachment.paths)
+    async with controlled(spec.run_directory, running.status, running.stop, more), trio.open_nursery() as serving:
         await serving.start(_engine(spec.engine), plane, volume, running.mountpoint, options, running.counters, running.stop)
         started()
 

@@ -37,7 +37,9 @@ def command(path: Path, as_json: bool) -> None:
         entries = {entry.where: entry for entry in load(path).entries}
         running = needed(path, run)
         plan: dict[str, Any] = control.ask(running, "reload")
-        begun = [*plan["restart"], *plan["start"]]
+        told = follow(running, dict.fromkeys(plan["change"], control.DEADLINE), lambda export: not export.get("changing"))
+        replaced = [where for where, export in told.items() if export["state"] == "stopping"]  # They could not be told, after all.
+        begun = [*plan["restart"], *plan["start"], *replaced]
         stopped = follow(running, dict.fromkeys((*plan["stop"], *plan["restart"]), control.STOP_DEADLINE + 5), is_ended)
         started = follow(running, {where: entries[where].patience for where in begun}, is_started)
         codes = [tell_started(started, entries)]

@@ -102,7 +102,7 @@ def is_started(export: Export) -> bool:
     """Whether there is no use in waiting any longer: it is up, or failed for a reason that time alone does not mend."""
     if export["state"] == "retrying":
         return bool(export["exit_code"] != ExitCode.UNREACHABLE)
-    return bool(export["state"] not in ("starting", "stopping"))
+    return export["state"] not in ("starting", "stopping") and not export.get("changing")
 
 
 def is_ended(export: Export) -> bool:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ import trio
 from isblk import control
 from isblk.errors import ExitCode, IsblkError, UsageError
 from isblk.export import mountpoint, nbddevice
+from isblk.settings import load as load_settings
+from isblk.table.check import configured
 from isblk.table.entry import Entry
 from isblk.table.options import COMMANDS, Kind
 
@@ -46,12 +49,24 @@ class Ended:
         return self.code == 0 and not self.lost
 
 
+class Differs(Enum):
+    """How the options of a child that was found are not those of the table."""
+
+    NOT = auto()
+    IN_PLACE = auto()
+    """In what can be changed while it serves."""
+    MORE = auto()
+    """A supervisor started it, with others."""
+    UNKNOWN = auto()
+    """Somebody started it by hand: it is taken as it is."""
+
+
 class Child(Protocol):
     """What the keeper of an export needs of its child."""
 
     pid: int
     is_adopted: bool
-    is_changed: bool
+    differs: Differs
 
     async def ready(self) -> None:
         """Return when the export can be used; waits for ever where that never comes."""
@@ -62,21 +77,23 @@ class Child(Protocol):
     async def end(self, force: bool) -> None:
         """Ask it to end; returns at once, or raises UsageError: the export is in use, which `force` does not mind."""
 
+    async def change(self, entry: Entry) -> None:
+        """Have the options of `entry` that can change while it serves. Raises IsblkError when it cannot."""
+
     def close(self) -> None:
         """Let go of what is kept to watch it; it goes on."""
 
 
 class Process:
-    """A child that is a process of this machine. `process` None: it was found, so that nobody is told its exit code.
+    """A child that is a process of this machine. `process` None: it was found, so that nobody is told its exit code."""
 
-    `is_changed`: a supervisor started it, with options that the table no longer has.
-    """
-
-    def __init__(self, entry: Entry, run: Path, pid: int, process: subprocess.Popen[bytes] | None = None, is_changed: bool = False) -> None:
+    def __init__(
+        self, entry: Entry, run: Path, pid: int, process: subprocess.Popen[bytes] | None = None, differs: Differs = Differs.NOT
+    ) -> None:
         self.entry = entry
         self.pid = pid
         self.is_adopted = process is None
-        self.is_changed = is_changed
+        self.differs = differs
         self._run = run
         self._process = process
         self._descriptor = os.pidfd_open(pid)
@@ -113,6 +130,15 @@ class Process:
             await trio.to_thread.run_sync(_check_unused, self.entry.where, abandon_on_cancel=True)
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
+
+    async def change(self, entry: Entry) -> None:
+        """See Child. What the table leaves open is what the configuration says now."""
+        await trio.to_thread.run_sync(self._change, entry)
+
+    def _change(self, entry: Entry) -> None:
+        effective = configured(entry, load_settings())
+        words = {name: effective.text(name) for name in entry.in_place}
+        control.ask(control.socket_path(self._run, self.pid), "change", paths=words)
 
     def close(self) -> None:
         """See Child."""
@@ -156,9 +182,9 @@ class Processes:
 
     async def find(self, entry: Entry) -> Child | None:
         """See Hands."""
-        pid, is_changed = await trio.to_thread.run_sync(serving, entry, self._run)
+        pid, differs = await trio.to_thread.run_sync(serving, entry, self._run)
         with suppress(ProcessLookupError):
-            return Process(entry, self._run, pid, is_changed=is_changed) if pid else None
+            return Process(entry, self._run, pid, differs=differs) if pid else None
         return None
 
     async def start(self, entry: Entry, output: int) -> Child:
@@ -212,16 +238,19 @@ def _clear_dead_mount(where: str) -> None:
                 mountpoint.unmount(where, lazy=True)
 
 
-def serving(entry: Entry, run: Path) -> tuple[int, bool]:
-    """The daemon that serves an entry's place, and whether a supervisor started it with other options; 0 where none does."""
-    wanted = entry.command()
+def serving(entry: Entry, run: Path) -> tuple[int, Differs]:
+    """The daemon that serves an entry's place, and how its options differ from the entry's; 0 where none does."""
+    wanted, fixed = entry.command(), entry.command(entry.in_place)
     for daemon in control.daemons(run):
         words = _command_of(daemon.pid)
         if words[-len(wanted) :] == wanted:
-            return daemon.pid, False
+            return daemon.pid, Differs.NOT
+        rest = [word for word in words if not word.startswith(tuple(f"--{name}=" for name in entry.in_place))]
+        if rest[-len(fixed) :] == fixed:
+            return daemon.pid, Differs.IN_PLACE
         if _serves(entry, words, daemon):
-            return daemon.pid, wanted[:2] == words[words.index(wanted[0]) :][:2]
-    return 0, False
+            return daemon.pid, Differs.MORE if wanted[:2] == words[words.index(wanted[0]) :][:2] else Differs.UNKNOWN
+    return 0, Differs.NOT
 
 
 def _serves(entry: Entry, words: list[str], daemon: control.Daemon) -> bool:

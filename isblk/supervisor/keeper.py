@@ -17,8 +17,9 @@ import trio
 
 from isblk.control import STOP_DEADLINE
 from isblk.errors import ExitCode, IsblkError, UsageError
-from isblk.supervisor.child import Child, Ended, Hands
+from isblk.supervisor.child import Child, Differs, Ended, Hands
 from isblk.supervisor.life import Life, State
+from isblk.supervisor.plan import needs_restart
 from isblk.supervisor.words import Words, path_of
 from isblk.table.entry import Entry
 
@@ -45,6 +46,7 @@ class Keeper:
         self.life = Life(since=trio.current_time())
         self.goal = Goal.DOWN
         self.discarded = False
+        self.changing = False
         self.child: Child | None = None
         self._next = entry
         self._hands = hands
@@ -68,15 +70,37 @@ class Keeper:
         self._end(force)
 
     def change(self, entry: Entry) -> None:
-        """Have this entry from now on: restarted where its command differs."""
-        if self.entry.command() == entry.command() or self.goal is Goal.DOWN:
+        """Have this entry from now on: told to the child where that can be, else the child is replaced."""
+        if self.goal is Goal.DOWN or self.entry.command() == entry.command():
             is_patient = self.entry.retry == entry.retry
             self.entry = self._next = entry
             if not is_patient:  # How long to wait for the next attempt is another question now.
                 self._wake()
-            return
+        elif self.child is not None and self.life.state is State.UP and not needs_restart(self.entry, entry):
+            self._tell(self.child, entry)
+        else:
+            self._replace(entry)
+
+    def _replace(self, entry: Entry) -> None:
         self._next, self.goal = entry, Goal.AGAIN
         self._end(force=False)
+
+    def _tell(self, child: Child, entry: Entry) -> None:
+        self.changing = True
+        assert self._nursery is not None
+        self._nursery.start_soon(self._change_child, child, entry)
+
+    async def _change_child(self, child: Child, entry: Entry) -> None:
+        try:
+            await child.change(entry)
+            self.entry = self._next = entry
+            log.info("%s has the options of the table now, without a new process", entry.where)
+        except IsblkError as error:
+            if self.child is child and self.goal is Goal.UP:
+                log.info("%s cannot be changed while it is served (%s): it is started again", entry.where, error)
+                self._replace(entry)
+        finally:
+            self.changing = False
 
     def status(self) -> dict[str, Any]:
         """For the control socket; times in seconds since the epoch."""
@@ -90,6 +114,7 @@ class Keeper:
             "state": life.state,
             "since": life.since + ago,
             "pid": None if self.child is None else self.child.pid,
+            "changing": self.changing,
             "adopted": self.child is not None and self.child.is_adopted,
             "reason": life.reason,
             "exit_code": life.exit_code,
@@ -164,10 +189,11 @@ class Keeper:
         self.life.ready(trio.current_time())
         self._let_go(logging.INFO)
         log.info("%s is up after %.1f s (process %d)", self.entry.where, took, child.pid)
-        if child.is_changed and self.goal is Goal.UP:
+        if child.differs is Differs.IN_PLACE:
+            self._tell(child, self.entry)
+        elif child.differs is Differs.MORE and self.goal is Goal.UP:
             log.info("%s has other options than the table: it is started again", self.entry.where)
-            self.goal = Goal.AGAIN
-            self._end(force=False)
+            self._replace(self.entry)
 
     async def _judge(self, ended: Ended) -> None:
         """What follows from a child's end: nothing when it was asked for, another attempt when it was not."""

@@ -1,7 +1,7 @@
 """A table against what is kept up: what to start, stop, restart, change in place, and what to leave alone. PURE.
 
-An export whose command stays the same is not touched, whatever line it moved to. What differs in the table's own options alone (auto,
-noauto, nofail, timeout, retry) changes in place, since no command knows of them.
+An export whose line says the same is not touched, wherever it moved to. What changes in place are the table's own options (auto, noauto,
+nofail, timeout, retry), for no command knows of them, and what a daemon can be told while it serves (Entry.in_place).
 """
 
 from __future__ import annotations
@@ -43,13 +43,18 @@ def compare(before: Mapping[str, tuple[Entry, bool]], now: Iterable[Entry]) -> P
             (plan.leave_down if entry.noauto else plan.start).append(entry)
         elif not is_wanted:
             (plan.start if old.noauto and not entry.noauto else plan.leave_down).append(entry)
-        elif old.command() != entry.command():
+        elif needs_restart(old, entry):
             plan.restart.append(entry)
         else:
-            (plan.keep if own(old) == own(entry) else plan.change).append(entry)
+            (plan.keep if soft(old) == soft(entry) else plan.change).append(entry)
     return plan
 
 
-def own(entry: Entry) -> set[tuple[str, str | None]]:
+def needs_restart(old: Entry, new: Entry) -> bool:
+    """Whether only another process can have the new options."""
+    return old.in_place != new.in_place or old.command(old.in_place) != new.command(new.in_place)
+
+
+def soft(entry: Entry) -> set[tuple[str, str | None]]:
     """The options of an entry that change in place."""
-    return {(given.name, given.value) for given in entry.options if given.name in OWN}
+    return {(given.name, given.value) for given in entry.options if given.name in (*OWN, *entry.in_place)}

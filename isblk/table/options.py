@@ -182,6 +182,8 @@ def _all() -> dict[str, Option]:
 
 OPTIONS: dict[str, Option] = _all()
 """By name."""
+IN_PLACE = ("policy", "failback", "no-path-retry", "replacement-timeout", "fence")
+"""Options that a daemon can be told while it serves: those of isblk/changing.py, which is not for a pure module to import."""
 IGNORED = ("defaults", "-")
 """For a fourth field that says nothing."""
 SECRETS = {

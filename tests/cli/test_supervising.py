@@ -38,6 +38,7 @@ def test_a_target_that_does_not_answer_is_waited_for_and_nothing_else_that_faile
     assert [is_started(export(state)) for state in ("up", "failed", "down")] == [True] * 3
     assert [is_started(export(state)) for state in ("starting", "stopping")] == [False] * 2
     assert [is_started(export("retrying", exit_code=code)) for code in (2, 3, 4, 5, 6)] == [True, True, True, False, True]
+    assert not is_started(export("up", changing=True))
     assert [is_ended(export(state)) for state in ("down", "up", "stopping")] == [True, True, False]
 
 

@@ -15,7 +15,7 @@ import trio
 
 from isblk.errors import UsageError
 from isblk.supervisor import child as module
-from isblk.supervisor.child import Ended, Process, Processes, serving
+from isblk.supervisor.child import Differs, Ended, Process, Processes, serving
 from isblk.table.entry import Entry, parse
 from support.processes import Processes as Started
 
@@ -185,25 +185,26 @@ async def test_an_address_is_there_as_soon_as_its_server_answers(processes: Star
 
 def test_a_daemon_is_found_by_its_command_line_or_by_its_place(processes: Started, run: Path) -> None:
     answer = f'{{"where": "/srv/a", "target": "{NAME}"}}'
-    assert serving(entry("/srv/a fuse ro"), run) == (0, False)
+    assert serving(entry("/srv/a fuse ro"), run) == (0, Differs.NOT)
     own = [*entry("/srv/a fuse ro").command()]
     daemon = processes.start([sys.executable, "-c", LISTENS, str(run), answer, "isblk", *own])
     daemon.wait_for("listens")
-    assert serving(entry("/srv/a fuse ro"), run) == (daemon.pid, False)
-    assert serving(entry("/srv/a fuse portal=b"), run) == (daemon.pid, True)
-    assert serving(entry("/srv/b fuse ro"), run) == (0, False)
-    assert serving(entry("/srv/a nbd"), run) == (0, False)
+    assert serving(entry("/srv/a fuse ro"), run) == (daemon.pid, Differs.NOT)
+    assert serving(entry("/srv/a fuse ro,policy=round-robin,fence=fast"), run) == (daemon.pid, Differs.IN_PLACE)
+    assert serving(entry("/srv/a fuse portal=b"), run) == (daemon.pid, Differs.MORE)
+    assert serving(entry("/srv/b fuse ro"), run) == (0, Differs.NOT)
+    assert serving(entry("/srv/a nbd"), run) == (0, Differs.NOT)
     (other,) = parse("tab", "iqn.2001-05.com.example:other /srv/a fuse ro").entries
-    assert serving(other, run) == (0, False)
+    assert serving(other, run) == (0, Differs.NOT)
     daemon.stop(signal.SIGKILL)
-    assert serving(entry("/srv/a fuse ro"), run) == (0, False)
+    assert serving(entry("/srv/a fuse ro"), run) == (0, Differs.NOT)
 
 
 def test_one_that_somebody_started_by_hand_is_taken_as_it_is(processes: Started, run: Path) -> None:
     answer = f'{{"where": "/srv/a", "target": "{NAME}"}}'
     daemon = processes.start([sys.executable, "-c", LISTENS, str(run), answer, "isblk", "mount", NAME, "/srv/a"])
     daemon.wait_for("listens")
-    assert serving(entry("/srv/a fuse ro"), run) == (daemon.pid, False)
+    assert serving(entry("/srv/a fuse ro"), run) == (daemon.pid, Differs.UNKNOWN)
 
 
 def test_an_nbd_server_is_found_by_any_of_its_addresses_and_a_mount_through_a_link(processes: Started, run: Path, tmp_path: Path) -> None:
@@ -222,8 +223,8 @@ def test_a_daemon_that_does_not_answer_is_found_by_its_command_line_alone(
 ) -> None:
     daemon = processes.start([sys.executable, "-c", LISTENS, str(run), "[]", "isblk", *entry().command()])
     daemon.wait_for("listens")
-    assert serving(entry(), run) == (daemon.pid, False)
-    assert serving(entry("/srv/a fuse ro"), run) == (0, False)
+    assert serving(entry(), run) == (daemon.pid, Differs.NOT)
+    assert serving(entry("/srv/a fuse ro"), run) == (0, Differs.NOT)
 
 
 async def test_a_child_leads_a_session_of_its_own_and_its_words_go_where_they_are_sent(
@@ -248,6 +249,21 @@ async def test_a_child_leads_a_session_of_its_own_and_its_words_go_where_they_ar
     said = await trio.to_thread.run_sync(os.read, reader, 4096)
     os.close(reader)
     assert said.startswith(b"isblk: not an initiator name") or b"iqn.x" in said
+
+
+async def test_a_child_is_told_its_options_with_what_the_configuration_says_of_the_rest(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf").write_text('failback = "manual"\nno-path-retry = 30\npolicy = "queue-length"\n')
+    monkeypatch.setenv("ISBLK_CONFIG", str(tmp_path / "conf"))
+    told: list[object] = []
+    monkeypatch.setattr(module.control, "ask", lambda path, request, paths: told.append((path, request, paths)))
+    process = cat()
+    with watched(Process(entry(), run, process.pid)) as child:
+        await child.change(entry("/srv/a fuse policy=round-robin"))
+    process.communicate()
+    words = {"policy": "round-robin", "failback": "manual", "no-path-retry": "30", "replacement-timeout": None, "fence": None}
+    assert told == [(run / f"{process.pid}.sock", "change", words)]
 
 
 async def test_what_a_mount_left_that_was_killed_is_taken_away_first(

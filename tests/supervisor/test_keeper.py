@@ -14,7 +14,8 @@ import trio
 import trio.testing
 
 from isblk.control import STOP_DEADLINE
-from isblk.errors import LoginRefused
+from isblk.errors import LoginRefused, UsageError
+from isblk.supervisor.child import Differs
 from isblk.supervisor.keeper import Keeper
 from isblk.supervisor.life import FIRST_PAUSE, State
 from isblk.table.entry import Entry, parse
@@ -284,7 +285,7 @@ async def test_what_another_supervisor_left_is_found_and_not_started_twice(tmp_p
 
 async def test_what_was_left_with_other_options_is_started_again_with_those_of_the_table(tmp_path: Path) -> None:
     hands = FakeHands()
-    child = hands.left["/srv/a"] = FakeChild(entry(), 77, is_adopted=True, is_changed=True)
+    child = hands.left["/srv/a"] = FakeChild(entry(), 77, is_adopted=True, differs=Differs.MORE)
     child.is_ready.set()
     async with kept(tmp_path, hands) as keeper:
         keeper.up()
@@ -306,6 +307,43 @@ async def test_other_options_mean_another_process_and_the_tables_own_do_not(tmp_
         assert child.asked == [False]
         assert hands.started[1].entry == entry("ro")
         assert keeper.life.state is State.STARTING
+
+
+async def test_what_a_daemon_can_be_told_needs_no_new_process(tmp_path: Path) -> None:
+    hands = FakeHands()
+    async with kept(tmp_path, hands) as keeper:
+        child = await up(keeper, hands)
+        keeper.change(entry("policy=round-robin"))
+        assert keeper.status()["changing"]
+        await settled()
+        assert (child.changes, child.asked) == ([entry("policy=round-robin")], [])
+        assert (keeper.entry, keeper.status()["changing"], keeper.life.state) == (entry("policy=round-robin"), False, State.UP)
+        child.refuses = UsageError("it cannot")
+        keeper.change(entry("policy=queue-length"))
+        await settled()
+        assert child.asked == [False]
+        assert hands.started[1].entry == entry("policy=queue-length")
+
+
+async def test_one_that_is_not_up_yet_is_started_again_with_what_it_could_be_told(tmp_path: Path) -> None:
+    hands = FakeHands()
+    async with kept(tmp_path, hands) as keeper:
+        keeper.up()
+        await settled()
+        keeper.change(entry("policy=round-robin"))
+        await settled()
+        assert [child.asked for child in hands.started] == [[True], []]
+        assert hands.started[1].entry == entry("policy=round-robin")
+
+
+async def test_what_is_found_is_told_what_it_can_be_told(tmp_path: Path) -> None:
+    hands = FakeHands()
+    child = hands.left["/srv/a"] = FakeChild(entry(), 77, is_adopted=True, differs=Differs.IN_PLACE)
+    child.is_ready.set()
+    async with kept(tmp_path, hands, "policy=round-robin") as keeper:
+        keeper.up()
+        await settled()
+        assert (child.changes, child.asked) == ([entry("policy=round-robin")], [])
 
 
 @pytest.mark.logs(r"/srv/a stays up: it is in use")

@@ -42,9 +42,17 @@ def test_the_tables_own_options_change_in_place(option: str) -> None:
     assert option.split("=")[0] in OWN
 
 
+@pytest.mark.parametrize("option", ["policy=round-robin", "failback=manual", "no-path-retry=5", "replacement-timeout=5", "fence=fast"])
+def test_what_a_daemon_can_be_told_changes_in_place_but_for_an_automount(option: str) -> None:
+    assert planned("/a fuse ro", f"/a fuse ro,{option}") == "change"
+    assert planned(f"/a fuse {option},ro", "/a fuse ro,nofail") == "change"
+    assert planned("/a fuse automount", f"/a fuse automount,{option}") == "restart"
+    assert planned("/a fuse automount", f"/a fuse {option}") == "restart"
+
+
 @pytest.mark.parametrize(
     ("before", "now"),
-    [("/a fuse", "/a fuse ro"), ("/a fuse", "/a nbd"), ("/a fuse portal=a", "/a fuse portal=b"), ("/a fuse policy=failover", "/a fuse")],
+    [("/a fuse", "/a fuse ro"), ("/a fuse", "/a nbd"), ("/a fuse portal=a", "/a fuse portal=b"), ("/a fuse shared", "/a fuse")],
 )
 def test_what_a_command_sees_needs_another_process(before: str, now: str) -> None:
     assert planned(before, now) == "restart"

@@ -6,8 +6,8 @@ import os
 
 import trio
 
-from isblk.errors import UsageError
-from isblk.supervisor.child import Child, Ended
+from isblk.errors import IsblkError, UsageError
+from isblk.supervisor.child import Child, Differs, Ended
 from isblk.table.entry import Entry
 from support.waiting import eventually
 
@@ -15,14 +15,16 @@ from support.waiting import eventually
 class FakeChild:
     """A child that is ready and ends when the test says so. `busy`: it refuses to end without force, with this sentence."""
 
-    def __init__(self, entry: Entry, pid: int, is_adopted: bool = False, is_changed: bool = False) -> None:
+    def __init__(self, entry: Entry, pid: int, is_adopted: bool = False, differs: Differs = Differs.NOT) -> None:
         self.entry = entry
         self.pid = pid
         self.is_adopted = is_adopted
-        self.is_changed = is_changed
+        self.differs = differs
         self.busy = ""
         self.obeys = True
         self.asked: list[bool] = []
+        self.changes: list[Entry] = []
+        self.refuses: IsblkError | None = None
         self.closed = False
         self.is_ready = trio.Event()
         self.over = trio.Event()
@@ -41,6 +43,12 @@ class FakeChild:
             raise UsageError(self.busy)
         if self.obeys:
             self.over.set()
+
+    async def change(self, entry: Entry) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.refuses is not None:
+            raise self.refuses
+        self.changes.append(entry)
 
     def close(self) -> None:
         self.closed = True

@@ -202,6 +202,28 @@ def test_a_reload_starts_stops_restarts_changes_and_leaves_alone(machine: Machin
     machine.run("down")
 
 
+def test_how_paths_are_used_changes_under_whoever_uses_them(machine: Machine) -> None:
+    machine.write("a fuse 0", "b.sock nbd 1")
+    machine.run("up")
+    before = machine.pids()
+
+    def policies() -> set[str]:
+        mounts = json.loads(machine.processes.run(isblk("status", "--json")).stdout)["mounts"]
+        return {device["policy"] for mount in mounts for device in mount["devices"]}
+
+    with (machine.home / "a").open("rb"):
+        machine.write("a fuse 0 policy=round-robin,no-path-retry=5", "b.sock nbd 1 policy=round-robin")
+        assert machine.run("reload").stdout.count("changed") == 2
+        assert policies() == {"round-robin"}
+        assert machine.pids() == before
+        machine.kill_supervisor()
+        machine.write("a fuse 0 policy=queue-length", "b.sock nbd 1 policy=queue-length")
+        machine.run("up")
+        until(lambda: policies() == {"queue-length"}, "what is found to be told")
+        assert machine.pids() == before
+    machine.run("down")
+
+
 def test_what_is_in_use_is_left_alone_unless_forced(machine: Machine) -> None:
     machine.write("a fuse 0", "b fuse 1")
     machine.run("up")
