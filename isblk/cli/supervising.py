@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +55,6 @@ def serve(path: Path, run: Path, where: Sequence[str] | None, ready: Callable[[]
     from isblk.supervisor.child import Processes
     from isblk.supervisor.run import Supervisor
 
-    logging.getLogger("isblk.supervisor").setLevel(min(logging.INFO, logging.getLogger().level))
     with lock.held(run):
         return trio.run(Supervisor(path, run, Processes(run), load).run, where, ready)
 

@@ -23,7 +23,7 @@ from isblk.table.check import load
 @click.option(
     "--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log of the supervisor, instead of syslog."
 )
-@click.option("-v", "--verbose", count=True, help="With --foreground: say what happens; twice: everything.")
+@click.option("-v", "--verbose", count=True, help="Let the supervisor log everything.")
 @json_option
 def command(where: tuple[str, ...], path: Path, foreground: bool, log_file: Path | None, verbose: int, as_json: bool) -> None:
     """Start what the table says, all but noauto or each WHERE, and keep it up. Returns when it is there.
@@ -37,16 +37,18 @@ def command(where: tuple[str, ...], path: Path, foreground: bool, log_file: Path
     An export that cannot be started is told, and tried further; the exit code is that of the worst without nofail.
     """
     with errors_as_sentences():
+        log_to_stderr(1 + verbose)  # A supervisor tells every event, wherever its log goes.
         path, run = path.absolute(), run_directory()
         table = load(path)
         entries = {entry.where: entry for entry in named(table.entries, where, str(path))} if where else None
         wanted = entries if entries is not None else {entry.where: entry for entry in table.entries if not entry.noauto}
         names = None if entries is None else list(entries)
         running = supervisor(path, run)
+        if foreground and log_file is not None:
+            raise UsageError("--log-file is for a supervisor in the background: in the foreground its log is standard error")
         if foreground:
             if running is not None:
                 raise UsageError(f"a supervisor runs already, process {running.stem}: `isblk reload` lets it follow the table")
-            log_to_stderr(verbose)
             sys.exit(serve(path, run, names, lambda: None))
         if running is not None:
             control.ask(running, "up", where=names)

@@ -248,22 +248,22 @@ def serving(entry: Entry, run: Path) -> tuple[int, Differs]:
         rest = [word for word in words if not word.startswith(tuple(f"--{name}=" for name in entry.in_place))]
         if rest[-len(fixed) :] == fixed:
             return daemon.pid, Differs.IN_PLACE
-        if _serves(entry, words, daemon):
-            return daemon.pid, Differs.MORE if wanted[:2] == words[words.index(wanted[0]) :][:2] else Differs.UNKNOWN
+        is_ours = any(words[at : at + 2] == wanted[:2] for at in range(len(words)))
+        if (entry.where in words or not is_ours) and _serves(entry, daemon):
+            return daemon.pid, Differs.MORE if is_ours else Differs.UNKNOWN
     return 0, Differs.NOT
 
 
-def _serves(entry: Entry, words: list[str], daemon: control.Daemon) -> bool:
-    """Whether a daemon with other options is at an entry's place: from its command line, or where that does not show it, by asking it."""
-    if COMMANDS[entry.kind] not in words:
-        return False
+def _serves(entry: Entry, daemon: control.Daemon) -> bool:
+    """Whether a daemon with other options is at an entry's place, by asking it."""
     try:
         status: dict[str, Any] = control.ask(daemon.path, "status")
     except IsblkError:
         return False
     places = {status.get("where"), *status.get("listens", ())}
     real = os.path.join(os.path.realpath(os.path.dirname(entry.where)), os.path.basename(entry.where)) if entry.is_path else entry.where
-    return status.get("target") == entry.name and bool(places & {entry.where, real})
+    is_such = (status.get("kind"), status.get("target")) == (COMMANDS[entry.kind], entry.name)
+    return is_such and bool(places & {entry.where, real})
 
 
 def _command_of(pid: int) -> list[str]:

@@ -40,6 +40,8 @@ def test_the_log_file_is_looked_at_before_anything_is_started(processes: Process
     table.write_text(f"{NAME} /srv/lun0 fuse portal=a,noauto\n")
     done = processes.run(isblk("up", "-f", table, "--log-file", "/no/such/directory/log"), code=2)
     assert "the log file /no/such/directory/log cannot be written" in done.stderr
+    done = processes.run(isblk("up", "-f", table, "--foreground", "--log-file", "/tmp/log"), code=2)
+    assert "--log-file is for a supervisor in the background" in done.stderr
 
 
 def test_a_supervisor_in_the_foreground_is_the_only_one(processes: Processes, table: Path) -> None:

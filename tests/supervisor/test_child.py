@@ -184,7 +184,7 @@ async def test_an_address_is_there_as_soon_as_its_server_answers(processes: Star
 
 
 def test_a_daemon_is_found_by_its_command_line_or_by_its_place(processes: Started, run: Path) -> None:
-    answer = f'{{"where": "/srv/a", "target": "{NAME}"}}'
+    answer = f'{{"kind": "mount", "where": "/srv/a", "target": "{NAME}"}}'
     assert serving(entry("/srv/a fuse ro"), run) == (0, Differs.NOT)
     own = [*entry("/srv/a fuse ro").command()]
     daemon = processes.start([sys.executable, "-c", LISTENS, str(run), answer, "isblk", *own])
@@ -201,19 +201,21 @@ def test_a_daemon_is_found_by_its_command_line_or_by_its_place(processes: Starte
 
 
 def test_one_that_somebody_started_by_hand_is_taken_as_it_is(processes: Started, run: Path) -> None:
-    answer = f'{{"where": "/srv/a", "target": "{NAME}"}}'
-    daemon = processes.start([sys.executable, "-c", LISTENS, str(run), answer, "isblk", "mount", NAME, "/srv/a"])
-    daemon.wait_for("listens")
-    assert serving(entry("/srv/a fuse ro"), run) == (daemon.pid, Differs.UNKNOWN)
+    answer = f'{{"kind": "mount", "where": "/srv/a", "target": "{NAME}"}}'
+    for words in (["mount", NAME, "/srv/a"], ["serve", "/srv/a"], ["mount", "-f", NAME, "a"]):
+        daemon = processes.start([sys.executable, "-c", LISTENS, str(run), answer, "isblk", *words])
+        daemon.wait_for("listens")
+        assert serving(entry("/srv/a fuse ro"), run) == (daemon.pid, Differs.UNKNOWN)
+        daemon.stop(signal.SIGKILL)
 
 
 def test_an_nbd_server_is_found_by_any_of_its_addresses_and_a_mount_through_a_link(processes: Started, run: Path, tmp_path: Path) -> None:
-    answer = f'{{"where": "x", "listens": ["[::1]:1", "127.0.0.1:1"], "target": "{NAME}"}}'
+    answer = f'{{"kind": "nbd", "where": "x", "listens": ["[::1]:1", "127.0.0.1:1"], "target": "{NAME}"}}'
     processes.start([sys.executable, "-c", LISTENS, str(run), answer, "nbd"]).wait_for("listens")
     assert serving(entry("127.0.0.1:1 nbd"), run)[0]
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    answer = f'{{"where": "{tmp_path}/real/a", "target": "{NAME}"}}'
+    answer = f'{{"kind": "mount", "where": "{tmp_path}/real/a", "target": "{NAME}"}}'
     processes.start([sys.executable, "-c", LISTENS, str(run), answer, "mount"]).wait_for("listens")
     assert serving(entry(f"{tmp_path}/link/a fuse"), run)[0]
 
