@@ -59,6 +59,7 @@ def test_what_is_so_already_is_not_told_again() -> None:
         ({"shared": "yes"}, "shared cannot be changed while it is served; what can is policy, failback"),
         ({"policy": "robin"}, "'robin' is no policy"),
         ({"no-path-retry": "5", "replacement-timeout": "6"}, "contradict each other"),
+        ({"no-path-retry": "420"}, "as long as the kernel waits"),
         ({"no-path-retry": "queue"}, r"requests would wait for a path \(queue\) as long as the kernel waits for an answer \(420 s\)"),
     ],
 )

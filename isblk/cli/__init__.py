@@ -22,7 +22,7 @@ COMMANDS = {
     "umount": "Unmount, write back and log out.",
     "status": "Show what runs: devices, paths, counters.",
     "up": "Start what isblktab says, and keep it up.",
-    "down": "End it in order.",
+    "down": "End what isblktab says, in order.",
     "reload": "Follow a table that was changed.",
     "check": "Tell what is wrong with isblktab.",
     "config": "Show the settings that hold, and where they come from.",

@@ -37,7 +37,9 @@ def run_directory() -> Path:
 
 def supervisor(path: Path, run: Path) -> Path | None:
     """The control socket of the supervisor of this table. Raises UsageError when another table's runs."""
-    found = lock.find(run)
+    end = time.monotonic() + control.DEADLINE
+    while (found := lock.find(run)) is not None and not found.exists() and time.monotonic() < end:
+        time.sleep(POLL)  # It begins just now, or ends.
     if found is None:
         return None
     kept = control.ask(found, "status").get("table")

@@ -52,7 +52,7 @@ def compare(before: Mapping[str, tuple[Entry, bool]], now: Iterable[Entry]) -> P
 
 def needs_restart(old: Entry, new: Entry) -> bool:
     """Whether only another process can have the new options."""
-    return old.in_place != new.in_place or old.command(old.in_place) != new.command(new.in_place)
+    return old.command(old.in_place) != new.command(new.in_place)
 
 
 def soft(entry: Entry) -> set[tuple[str, str | None]]:

@@ -88,11 +88,32 @@ def test_a_supervisor_of_another_table_is_not_ours(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match="no supervisor runs: `isblk up` starts one"):
         needed(Path("tab"), tmp_path)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "77.sock").touch()
     monkeypatch.setattr(supervising.lock, "find", lambda run: run / "77.sock")
     monkeypatch.setattr(supervising.control, "ask", lambda path, request: {"table": f"{tmp_path}/tab"})
     assert supervisor(Path("tab"), tmp_path) == tmp_path / "77.sock"
     with pytest.raises(UsageError, match=f"process 77, keeps {tmp_path}/tab: name that with -f"):
         needed(Path("other"), tmp_path)
+
+
+def test_a_supervisor_that_begins_or_ends_just_now_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now, path = [0.0], tmp_path / "77.sock"
+    monkeypatch.setattr(supervising.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(supervising.control, "ask", lambda path, request: {"table": "/tab"})
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] > 1:
+            path.touch()
+
+    monkeypatch.setattr(supervising.time, "sleep", sleep)
+    monkeypatch.setattr(supervising.lock, "find", lambda run: path)
+    assert supervisor(Path("/tab"), tmp_path) == path
+    assert 1 < now[0] < 2
+    path.unlink()
+    monkeypatch.setattr(supervising.lock, "find", lambda run: path if now[0] < 2.5 else None)
+    monkeypatch.setattr(supervising.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    assert supervisor(Path("/tab"), tmp_path) is None
 
 
 def test_status_shows_each_export_and_why_it_is_not_up() -> None:

@@ -248,6 +248,8 @@ async def test_one_that_is_gone_and_comes_back_while_it_ends_is_started_again(as
         first.over.set()
         await asked.become(a="up")
         assert asked.child("/a") is not first
+        await asked.ask("down", where=["/a"])
+        await asked.become(a="down")
 
 
 def test_the_worst_exit_code_is_a_bug_or_else_the_highest() -> None:
