@@ -17,6 +17,7 @@ from isblk.config import ALGORITHMS, SECRET_VARIABLE, TARGET_SECRET_VARIABLE
 from isblk.errors import UsageError
 from isblk.iscsi.chap import STRONGEST_FIRST
 from isblk.link.sweeper import Timing
+from isblk.logs.output import DEFAULT_LEVEL
 from isblk.settings import GLOBAL_SETTINGS, NOT_FOR_DISCOVERY, SETTINGS, Value, as_text, files, load
 from isblk.state import NAME_VARIABLE, RUN_VARIABLE, STATE_VARIABLE, known_name, places
 
@@ -96,6 +97,7 @@ def _default(name: str) -> str:
         "chap-algorithms": ",".join(words[each] for each in STRONGEST_FIRST),
         "digest": "allow",
         "login-timeout": f"{timing.login_timeout:g}",
+        "log-level": DEFAULT_LEVEL,
         "policy": policies.policy.value,
         "failback": str(policies.failback),
         "no-path-retry": str(policies.no_path),

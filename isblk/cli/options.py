@@ -19,6 +19,8 @@ DIGESTS = {
 }
 """`--digest` to the preferences for the header digest and the data digest."""
 
+LOG_LEVELS = ("error", "warning", "info", "debug")
+
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
 
@@ -85,6 +87,12 @@ def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
+log_options = _stacked(
+    click.option("-v", "--verbose", count=True, help="Log what happens; twice: everything."),
+    click.option("-q", "--quiet", is_flag=True, help="Log errors alone."),
+    click.option("--log-level", type=click.Choice(LOG_LEVELS), metavar="LEVEL", help="error, warning (default), info or debug."),
+)
+"""How much is logged; logs/output.py makes a level of it."""
 _portals = click.option(
     "-p",
     "--portal",
@@ -111,7 +119,7 @@ discovery_options = _stacked(
     click.option(
         "--login-timeout", type=click.FloatRange(0.1, 3600), default=15, show_default=True, metavar="S", help="Seconds for a login."
     ),
-    click.option("-v", "--verbose", count=True, help="Say what happens; twice: everything."),
+    log_options,
     click.option("--trace", is_flag=True, help="Print every PDU as one line (never its payload)."),
     click.option(
         "--pcap", type=click.Path(dir_okay=False, resolve_path=True), metavar="FILE", help="Capture the wire for Wireshark, data included."

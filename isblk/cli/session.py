@@ -10,20 +10,21 @@ from typing import Any
 
 from isblk.capture import Capture
 from isblk.cli.options import DIGESTS
-from isblk.cli.running import log_to_stderr, trace_pdu
+from isblk.cli.running import trace_pdu
 from isblk.config import LoginOptions, Target, make_access
 from isblk.iscsi.names import Portal
 from isblk.link.connection import Connection
 from isblk.link.opening import Access, opened
 from isblk.link.plane import Plane, running_plane
+from isblk.logs.output import level_of, to_stderr
 from isblk.state import claim_slot, initiator_name, places
 
-PORTAL_OPTIONS = ("portals", "all_portals", "verbose", "trace", "pcap", "initiator_name", "digest")
+PORTAL_OPTIONS = ("portals", "all_portals", "verbose", "quiet", "log_level", "trace", "pcap", "initiator_name", "digest")
 
 
 def login_options(options: dict[str, Any]) -> LoginOptions:
     """The shared options of a command (cli/options.py) as they concern the login; sets up logging on the way."""
-    log_to_stderr(options["verbose"], options["trace"])
+    to_stderr(level_of(options["verbose"], options["quiet"], options["log_level"]), options["trace"])
     rest = {name: value for name, value in options.items() if name not in PORTAL_OPTIONS}
     return LoginOptions(digests=DIGESTS[options["digest"]], **rest)
 
