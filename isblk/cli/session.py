@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from isblk.cli.options import DIGESTS
 from isblk.cli.running import trace_pdu
 from isblk.config import LoginOptions, Target, make_access
 from isblk.iscsi.names import Portal
-from isblk.link.connection import Connection
+from isblk.link.connection import Connection, Tap
 from isblk.link.opening import Access, opened
 from isblk.link.plane import Plane, running_plane
 from isblk.logs.output import level_of, to_stderr
@@ -47,11 +48,18 @@ async def logged_in(target: Target | None, portals: Sequence[Portal], options: d
 @contextmanager
 def capturing(path: str | None, access: Access) -> Iterator[Access]:
     """The same access, whose connections are captured in the file for the length of the block where one is named. Raises UsageError."""
+    with capture_taps(path) as tap:
+        yield access if tap is None else replace(access, tap=tap)
+
+
+@contextmanager
+def capture_taps(path: str | None) -> Iterator[Callable[[socket.socket], Tap] | None]:
+    """What taps connections into the file for the length of the block; None where none is named. Raises UsageError."""
     if path is None:
-        yield access
+        yield None
         return
     with closing(Capture(Path(path))) as capture:
-        yield replace(access, tap=capture.tap)
+        yield capture.tap
 
 
 def to_target(target: Target, options: dict[str, Any]) -> Any:
