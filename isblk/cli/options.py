@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -93,6 +94,13 @@ log_options = _stacked(
     click.option("--log-level", type=click.Choice(LOG_LEVELS), metavar="LEVEL", help="error, warning (default), info or debug."),
 )
 """How much is logged; logs/output.py makes a level of it."""
+
+
+def _absolute(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A file from here, also for a daemon, which works elsewhere; a credential of systemd is none (config.py)."""
+    return value if not value or value.startswith("credential:") else os.path.abspath(value)
+
+
 _portals = click.option(
     "-p",
     "--portal",
@@ -103,9 +111,9 @@ _portals = click.option(
 )
 discovery_options = _stacked(
     click.option("--user", metavar="NAME", help="CHAP name to log in with; the secret comes from --secret-file or $ISBLK_SECRET."),
-    click.option("--secret-file", metavar="FILE", help="File (mode 0600) whose first line is our CHAP secret."),
+    click.option("--secret-file", metavar="FILE", callback=_absolute, help="File (mode 0600) whose first line is our CHAP secret."),
     click.option("--target-user", metavar="NAME", help="CHAP name that the target must prove to be (mutual CHAP)."),
-    click.option("--target-secret-file", metavar="FILE", help="File with the target's secret; or $ISBLK_TARGET_SECRET."),
+    click.option("--target-secret-file", metavar="FILE", callback=_absolute, help="File of the target's secret; or $ISBLK_TARGET_SECRET."),
     click.option("--chap-algorithms", metavar="LIST", help="CHAP algorithms offered; default: sha3-256,sha256,sha1,md5."),
     click.option("--no-md5-retry", is_flag=True, help="Never retry a refused CHAP login with MD5 alone."),
     click.option(

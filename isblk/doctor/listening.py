@@ -20,6 +20,7 @@ HEARD_LIMIT = 1 << 20
 """Bytes of one direction of a login that are listened to."""
 HIDDEN = ("CHAP_R", "CHAP_C", "CHAP_I")
 SECRET = "(not shown)"
+MakeTap = Callable[[socket.socket], Tap]
 
 
 @dataclass
@@ -35,10 +36,10 @@ class Side:
 class Conversation:
     """One connection, from its first byte; `status` is the class and detail of the last login response (None: none came).
 
-    `also` is another tap that wants to hear the same.
+    `also` are other taps that want to hear the same.
     """
 
-    def __init__(self, sock: socket.socket, also: Tap | None = None) -> None:
+    def __init__(self, sock: socket.socket, also: Sequence[Tap] = ()) -> None:
         self.peer = sock.getpeername()[:2]
         self.ours, self.theirs = Side(), Side()
         self.status: tuple[int, int] | None = None
@@ -48,15 +49,15 @@ class Conversation:
 
     def sent(self, buffers: Sequence[bytes | memoryview], count: int) -> None:
         """Bytes went out."""
-        if self._also is not None:
-            self._also.sent(buffers, count)
+        for tap in self._also:
+            tap.sent(buffers, count)
         if not self.is_over:
             self._take(self.ours, b"".join(buffers)[:count])
 
     def received(self, data: bytes | memoryview) -> None:
         """Bytes came in."""
-        if self._also is not None:
-            self._also.received(data)
+        for tap in self._also:
+            tap.received(data)
         if not self.is_over:
             self._take(self.theirs, bytes(data))
 
@@ -64,8 +65,8 @@ class Conversation:
         """The login is over; what follows concerns nobody here."""
         self.is_over = True
         self.ours.held = self.theirs.held = b""
-        if self._also is not None:
-            self._also.logged_in()
+        for tap in self._also:
+            tap.logged_in()
 
     def tcp(self) -> TcpInfo | None:
         """What the kernel knows of the connection; None when it is closed."""
@@ -113,16 +114,39 @@ class Conversation:
         side.keys.update((name, SECRET if name in HIDDEN else value) for name, value in pairs)
 
 
+class LoginOnly:
+    """Lets another tap hear a login, and nothing of what is read and written afterwards."""
+
+    def __init__(self, tap: Tap) -> None:
+        self._tap: Tap | None = tap
+
+    def sent(self, buffers: Sequence[bytes | memoryview], count: int) -> None:
+        """Bytes went out."""
+        if self._tap is not None:
+            self._tap.sent(buffers, count)
+
+    def received(self, data: bytes | memoryview) -> None:
+        """Bytes came in."""
+        if self._tap is not None:
+            self._tap.received(data)
+
+    def logged_in(self) -> None:
+        """The login is over."""
+        if self._tap is not None:
+            self._tap.logged_in()
+            self._tap = None
+
+
 class Listener:
     """Makes the taps of one login, which may take several connections: redirects, and the retry with MD5 alone."""
 
-    def __init__(self, also: Callable[[socket.socket], Tap] | None = None) -> None:
+    def __init__(self, also: Sequence[MakeTap] = ()) -> None:
         self.conversations: list[Conversation] = []
         self._also = also
 
     def __call__(self, sock: socket.socket) -> Conversation:
         """A tap, as link.opening.Access takes it."""
-        conversation = Conversation(sock, self._also(sock) if self._also is not None else None)
+        conversation = Conversation(sock, [make(sock) for make in self._also])
         self.conversations.append(conversation)
         return conversation
 

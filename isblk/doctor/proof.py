@@ -76,15 +76,22 @@ def _unreachable(report: Report, portal: Portal, access: Access, error: Unreacha
 
 def _doubt(report: Report, portal: Portal, access: Access, listener: Listener, error: AuthenticationFailed) -> None:
     last = listener.last
-    chosen = last.algorithm if last is not None else None
+    tried = [algorithm_text(one.algorithm) for one in listener.conversations if one.algorithm is not None]
     report.say(
-        _DOUBTS[error.doubt],
+        _DOUBTS[_precisely(error.doubt, last)],
         portal=portal,
         reason=_parts(error, portal)[0],
         user=access.credentials.name if access.credentials is not None else "nobody",
-        algorithm=f", with {algorithm_text(chosen)}" if chosen is not None else "",
+        algorithm=f", with {' and then with '.join(dict.fromkeys(tried))}" if tried else "",
         offered=offered_text(last) if last is not None else "-",
     )
+
+
+def _precisely(doubt: Doubt, last: Conversation | None) -> Doubt:
+    """A target that says no before anything was proved: it is to our methods, or to our algorithms, that it does."""
+    if doubt is not Doubt.REFUSED or last is None or last.algorithm is not None:
+        return doubt
+    return Doubt.NO_ALGORITHM if last.offered else Doubt.UNWANTED
 
 
 def _parts(error: IsblkError, portal: Portal) -> tuple[str, str]:

@@ -208,6 +208,11 @@ _DISCOVERY = {
     "discovery-refused": _hint(
         "discovery", "{portal} does not let us ask for its targets: {reason}", "only `isblk discover` and --all-portals need that"
     ),
+    "discovery-open": _hint(
+        "discovery",
+        "{portal} lets anybody ask for its targets, but not with the target's credentials",
+        "give --all-portals up there and name the portals with -p; `isblk discover` works without --user",
+    ),
     "discovery-failed": _hint(
         "discovery", "{portal} could not be asked for its targets: {reason}", "only `isblk discover` and --all-portals need that"
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,14 +16,14 @@ from pathlib import Path
 import trio
 
 from isblk.config import LoginOptions, Target, make_access
-from isblk.discover.sendtargets import send_targets
+from isblk.discover.sendtargets import TargetRecord, send_targets
 from isblk.doctor import keys, network, proof
 from isblk.doctor.findings import Report
-from isblk.doctor.listening import Conversation, Listener
-from isblk.errors import IsblkError, LoginRefused
-from isblk.iscsi.login import Agreement
+from isblk.doctor.listening import Conversation, Listener, MakeTap
+from isblk.errors import IsblkError, LoginRefused, Unreachable
+from isblk.iscsi.login import Agreement, AuthenticationFailed
 from isblk.iscsi.names import Isid, Portal, printable
-from isblk.link.connection import Connection, Tap
+from isblk.link.connection import Connection
 from isblk.link.opening import Access, opened
 from isblk.link.plane import Plane
 from isblk.state import claim_slot
@@ -34,13 +34,13 @@ DISCOVERY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Who:
-    """Who logs in, as a command line says it; `tap` and `trace` as in link.opening.Access."""
+    """Who logs in, as a command line says it; `taps` and `trace` as in link.opening.Access."""
 
     name: str
     state: Path
     options: LoginOptions
     target: Target
-    tap: Callable[[socket.socket], Tap] | None = None
+    taps: tuple[MakeTap, ...] = ()
     trace: Callable[[str, str], None] | None = None
 
     def access(self, isid: Isid | None = None) -> Access:
@@ -73,20 +73,13 @@ def credentials(report: Report, who: Who) -> bool:
 
 async def discover(report: Report, plane: Plane, who: Who, portal: Portal) -> list[Portal]:
     """Ask a portal for its targets; returns the portals that it reports of ours."""
-    records = None
-    with ExitStack() as slots, trio.move_on_after(DISCOVERY_SECONDS):
-        isid = slots.enter_context(claim_slot(who.state, f"doctor: discovery at {portal}")).isid
-        try:
-            async with opened(plane, [portal], None, who.access(isid)) as connection:
-                records = await send_targets(connection, portal)
-        except LoginRefused as error:
-            report.say("discovery-refused", portal=portal, reason=_without(error, portal))
-            return []
-        except IsblkError as error:
-            report.say("discovery-failed", portal=portal, reason=_without(error, portal))
-            return []
-    if records is None:
-        report.say("discovery-failed", portal=portal, reason=f"no answer within {DISCOVERY_SECONDS:g} s")
+    try:
+        records = await _records(report, plane, who, portal)
+    except LoginRefused as error:
+        report.say("discovery-refused", portal=portal, reason=_without(error, portal))
+        return []
+    except IsblkError as error:
+        report.say("discovery-failed", portal=portal, reason=_without(error, portal))
         return []
     if not records:
         report.say("reported-nothing", portal=portal, initiator=who.name)
@@ -99,6 +92,31 @@ async def discover(report: Report, plane: Plane, who: Who, portal: Portal) -> li
         near = get_close_matches(who.target.name, names, 1) or names[:1]
         report.say("reported-not", portal=portal, near=f", but {near[0]}", initiator=who.name)
     return found
+
+
+async def _records(report: Report, plane: Plane, who: Who, portal: Portal) -> list[TargetRecord]:
+    """Ask with the target's credentials, as --all-portals does, and where these are refused without."""
+    with claim_slot(who.state, f"doctor: discovery at {portal}") as slot:
+        access = who.access(slot.isid)
+        try:
+            return await _ask(plane, portal, access)
+        except AuthenticationFailed as error:
+            refusal = error
+        if access.credentials is None:
+            raise refusal
+        try:
+            records = await _ask(plane, portal, replace(access, credentials=None, target_credentials=None))
+        except IsblkError:
+            raise refusal from None
+        report.say("discovery-open", portal=portal)
+        return records
+
+
+async def _ask(plane: Plane, portal: Portal, access: Access) -> list[TargetRecord]:
+    with trio.move_on_after(DISCOVERY_SECONDS):
+        async with opened(plane, [portal], None, access) as connection:
+            return await send_targets(connection, portal)
+    raise Unreachable(f"{portal}: no answer within {DISCOVERY_SECONDS:g} s")
 
 
 async def announced(report: Report, found: list[Portal]) -> None:
@@ -119,7 +137,7 @@ async def log_in(report: Report, plane: Plane, who: Who, portal: Portal, stack: 
     slot = stack.enter_context(claim_slot(who.state, f"doctor: {who.target.name} at {portal}"))
     if slot.number is None and before is None:
         report.say("slot-of-chance", state=who.state)
-    listener = Listener(who.tap)
+    listener = Listener(who.taps)
     access = replace(who.access(slot.isid), tap=listener)
     try:
         connection = await stack.enter_async_context(opened(plane, [portal], who.target.name, access))
@@ -145,7 +163,8 @@ async def addresses(portal: Portal) -> set[tuple[str, int]]:
 
 def _tell(report: Report, portal: Portal, connection: Connection, before: Opened | None) -> None:
     login = connection.session.login
-    alias = f", which calls itself {printable(login.target_alias)}" if login.target_alias else ""
+    words = "".join(one if one.isprintable() else "?" for one in login.target_alias or "")
+    alias = f", which calls itself {words}" if words else ""
     report.say("logged-in", portal=portal, group=login.tpgt, alias=alias)
     other = connection.portal
     if (other.host, other.port) != (portal.host, portal.port):
@@ -161,4 +180,5 @@ def _comparable(agreements: tuple[Agreement, ...]) -> list[Agreement]:
 
 
 def _without(error: IsblkError, portal: Portal) -> str:
-    return str(error).removeprefix(f"{portal}: ")
+    """What failed, without where and without the advice."""
+    return str(error).removeprefix(f"{portal}: ").partition("; ")[0]
