@@ -152,7 +152,7 @@ def _pack(path: Path, contents: dict[str, str | bytes], secret_files: list[str |
     packed = bundles.pack(path, {"README.txt": README, **contents}, scrubber)
     listed = "\n".join(f"  {name:<24} {size_text(size)}" for name, size in packed)
     click.echo(
-        f"\n{path} holds\n{listed}\nSecrets were removed; names and addresses were not. Look through it before you send it.", err=True
+        f"\n{path} holds\n{listed}\nSecrets were removed; names and addresses were not: look through it before you send it.", err=True
     )
 
 
