@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -107,10 +108,9 @@ def command(
             taps = [tap for tap in (stack.enter_context(capture_taps(options["pcap"])),) if tap is not None]
             if with_capture:
                 taps.append(stack.enter_context(_logins(captured)))
-            update = stack.enter_context(progress("reading ", shown=not as_json))
             who = Who(name, place.state, wanted, found, tuple(taps), trace_pdu if options["trace"] else None)
             number, bounds = lun if lun is not None else found.lun, Bounds(probe, probe_size)
-            examination = Examination(report, who, place.run, number, all_portals, bounds, deadline, update)
+            examination = Examination(report, who, place.run, number, all_portals, bounds, deadline, partial(progress, shown=not as_json))
             await examination.run_all()
             daemons.extend(examination.daemons)
 

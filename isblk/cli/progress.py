@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 import click
 
 STEPS = 1000
+SECONDS = 0.1
+"""Between two pictures: people see no more, and work has better to do."""
 CLEAR = "\r\033[K\033[?25h"
 """The line empty, and the cursor, which click's bar hides, there again."""
 Update = Callable[[float, str], None]
@@ -34,11 +37,18 @@ def progress(label: str, shown: bool = True) -> Iterator[Update]:
         update_min_steps=0,
     )
 
+    shown_at = 0.0
+
     def update(done: float, text: str) -> None:
+        nonlocal shown_at
+        now = monotonic()
+        if shown_at and done < 1 and now - shown_at < SECONDS:
+            return
+        shown_at = now
         bar.update(max(0, int(STEPS * min(1.0, done)) - bar.pos), text or " ")
 
     try:
-        update(0.0, "")
+        bar.update(0, " ")
         yield update
     finally:
         click.echo(CLEAR, nl=False, err=True)

@@ -7,8 +7,8 @@ was no time for is named.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,15 @@ from isblk.scsi.lun_number import lun_text, lun_to_bytes
 
 MOST_ANNOUNCED = 16
 """Portals that a target reports which are tried."""
-Progress = Callable[[float, str], None]
+Update = Callable[[float, str], None]
+Bar = Callable[[str], AbstractContextManager[Update]]
+"""Shows how far something is for the length of a block; it is given a label, and what it yields is told the share done, and words."""
+
+
+@contextmanager
+def no_bar(_label: str) -> Iterator[Update]:
+    """For nobody."""
+    yield lambda _done, _text: None
 
 
 @dataclass
@@ -42,7 +50,7 @@ class Examination:
     all_portals: bool = False
     bounds: Bounds = field(default_factory=Bounds)
     deadline: float = 120.0
-    progress: Progress = lambda _done, _text: None
+    bar: Bar = no_bar
     daemons: list[dict[str, Any]] = field(default_factory=list)
     seen: list[tuple[Opened, dict[bytes, Description]]] = field(default_factory=list)
     _section: str = "configuration"
@@ -139,8 +147,8 @@ class Examination:
             self.report.say("speed-nowhere")
             return
         shown, rates = {one.portal: units for one, units in self.seen}, []
-        for number, one in enumerate(inside):
-            rate = await self._speed_of(one, shown.get(one.portal, {}), (number, len(inside)))
+        for one in inside:
+            rate = await self._speed_of(one, shown.get(one.portal, {}))
             if rate is not None:
                 rates.append((one.portal, rate))
             network.resent(self.report, one.portal, one.conversation.tcp(), one.connection.traffic.bytes_received)
@@ -148,7 +156,7 @@ class Examination:
         if not self.bounds.seconds:
             self.report.say("probe-declined")
 
-    async def _speed_of(self, one: Opened, units: dict[bytes, Description], turn: tuple[int, int]) -> float | None:
+    async def _speed_of(self, one: Opened, units: dict[bytes, Description]) -> float | None:
         ping = await speed.pings(self.report, one.portal, one.connection)
         disk = self._disk(one, units)
         if ping is None or disk is None:
@@ -158,9 +166,9 @@ class Examination:
         lun = lun_text(disk.description.lun)
         if not await speed.small_reads(self.report, one.portal, lun, disk.gate, ping) or not self.bounds.seconds:
             return None
-        number, count = turn
-        probe = speed.Probe(disk.gate, self.bounds, lambda done, text: self.progress((number + min(1.0, done)) / count, text))
-        await probe.run()
+        with self.bar(f"reading from {one.portal} ") as update:
+            probe = speed.Probe(disk.gate, self.bounds, update)
+            await probe.run()
         return speed.tell(self.report, one.portal, lun, probe)
 
     def _disk(self, one: Opened, units: dict[bytes, Description]) -> Disk | None:

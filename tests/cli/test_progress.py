@@ -41,9 +41,11 @@ def test_a_terminal_sees_a_bar_that_grows_and_goes(monkeypatch: pytest.MonkeyPat
     with terminal(monkeypatch) as other_end:
         with progress("reading") as update:
             update(0.5, "312 MB/s")
+            update(0.6, "not so soon")
             update(2.0, "what there is")
         shown = read(other_end)
     assert "reading" in shown and "############------------" in shown and "312 MB/s" in shown
+    assert "not so soon" not in shown
     assert "#" * 24 in shown and "what there is" in shown
 
 
