@@ -24,6 +24,7 @@ from isblk.errors import UsageError
 from isblk.export import nbddevice
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
+from isblk.logs.output import tell
 from isblk.reclaim import stand_apart
 from isblk.state import make_directory, places
 
@@ -112,6 +113,7 @@ def command(
             def there(path: str) -> None:
                 stand_apart()
                 attached.append(path)
+                tell(where=path)
                 started()
 
             await serve_device(replace(spec, target=target, isids=isids), nbdnetlink, access, stop, there)

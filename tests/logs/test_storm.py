@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+import isblk
 from isblk.errors import DATA_LOSS
 from isblk.logs.storm import BURST, MOST_KINDS, TRACE, WINDOW_SECONDS, Calm
 
@@ -123,3 +126,14 @@ def test_the_end_tells_what_was_held_back(weather: Weather) -> None:
         weather.log("again")
     weather.calm.close()
     assert weather.shown.lines[-1] == "again ... and 2 more like it in 10 s" and weather.shown.closed
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [("block/multipath.py", "lose_cache"), ("block/lun.py", "attention"), ("block/pathset.py", "_take_capacity"), ("detach.py", "_work")],
+)
+def test_what_tells_of_lost_data_is_marked_where_it_is_logged(module: str, function: str) -> None:
+    tree = ast.parse((Path(isblk.__file__).parent / module).read_text())
+    (found,) = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
+    told = [ast.unparse(node) for node in ast.walk(found) if isinstance(node, ast.Call) and "log." in ast.unparse(node.func)]
+    assert any("extra=DATA_LOSS" in call or "extra=about" in call for call in told)
