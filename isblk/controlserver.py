@@ -127,7 +127,8 @@ def _answer(line: bytes, status: Callable[[], dict[str, Any]], stop: Callable[[]
             stop()
             return encode({"answer": {"pid": os.getpid()}})
         if request == "log":
-            return encode({"answer": {"pid": os.getpid(), "lines": recent.lines()}})
+            answer = encode({"answer": {"pid": os.getpid(), "lines": recent.lines()}})
+            return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
         return _error(f"there is no request {str(request)[:40]!r}; there are status, stop and log")
     except IsblkError as error:
         return _error(str(error))

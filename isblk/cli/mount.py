@@ -45,7 +45,7 @@ OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
     help="Who speaks to the kernel.",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
-@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log of the daemon, instead of syslog.")
+@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The daemon's log, not the journal.")
 @session_options
 @path_options
 def command(

@@ -63,7 +63,7 @@ class Places:
 @click.option("--max-connections", type=click.IntRange(1, 10000), default=128, show_default=True, metavar="N", help="Clients at once.")
 @click.option("--exit-on-last", is_flag=True, help="End when the last client has gone.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C ends it.")
-@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log of the daemon, instead of syslog.")
+@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The daemon's log, not the journal.")
 @session_options
 @path_options
 def command(

@@ -107,7 +107,7 @@ _portals = click.option(
     "portals",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="Where the target listens; `mount`, `nbd` and `attach` use them all, others the first that answers.",
+    help="Where the target listens; `mount`, `nbd`, `attach` and `doctor` use them all, others the first that answers.",
 )
 discovery_options = _stacked(
     click.option("--user", metavar="NAME", help="CHAP name to log in with; the secret comes from --secret-file or $ISBLK_SECRET."),

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 
 LINES = 400
-LONGEST = 1000
+LONGEST = 500
 """Characters of a line that are kept."""
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from isblk.config import LoginOptions
+from isblk.doctor.examination import Examination
+from isblk.doctor.findings import Report
+from support.doctor import BRIEF, names, who
+from support.lio import Lio
 from support.processes import Processes, isblk
 from support.tgt import Tgtd
 
@@ -74,3 +80,47 @@ def test_a_target_without_a_disk(doctor: Callable[..., Findings], tgt: Tgtd) -> 
     tgt.target(NAME)
     assert "disks-none" in doctor(code=3)
     assert "no-disk" in doctor(code=3)
+
+
+async def lio_report(lio: Lio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *portals: str, **options: Any) -> Report:
+    """An examination of a target in the virtual machine. The portals that it reports lead nowhere from here, and are not tried."""
+
+    async def unreached(_portal: object) -> str:
+        await trio.lowlevel.checkpoint()
+        return "not tried"
+
+    monkeypatch.setattr("isblk.doctor.network.reason_not_reached", unreached)
+    report, run = Report(), tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    subject = who(tmp_path, name, list(portals), LoginOptions(login_timeout=20, **options))
+    await Examination(report, subject, run, bounds=BRIEF).run_all()
+    return report
+
+
+@pytest.mark.deadline(150)
+async def test_lio_with_two_portal_groups(lio: Lio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lio.set_access(2, 1)
+    try:
+        report = await lio_report(lio, tmp_path, monkeypatch, lio.open, *lio.portals)
+    finally:
+        lio.set_access(2, 0)
+    said = names(report)
+    assert said.count("logged-in") == 2 and said.count("paths-same") == 2 and "portal-out-of-reach" in said
+    assert said.count("access-best") == 3 and said.count("access-second") == 1 and "throughput" in said
+    assert report.exit_code == 0
+
+
+@pytest.mark.deadline(150)
+async def test_chap_of_lio(lio: Lio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, secret in (("ours", lio.secret), ("theirs", lio.mutual_secret), ("wrong", "nobody knows this")):
+        (tmp_path / name).write_text(secret)
+        (tmp_path / name).chmod(0o600)
+    ours = {"user": lio.user, "secret_file": str(tmp_path / "ours")}
+    theirs = {"target_user": lio.mutual_user, "target_secret_file": str(tmp_path / "theirs")}
+    portal = lio.portals[0]
+    assert "chap-one-way" in names(await lio_report(lio, tmp_path, monkeypatch, lio.chap, portal, **ours))
+    assert "chap-mutual" in names(await lio_report(lio, tmp_path, monkeypatch, lio.mutual, portal, **ours, **theirs))
+    wrong = await lio_report(lio, tmp_path, monkeypatch, lio.chap, portal, **{**ours, "secret_file": str(tmp_path / "wrong")})
+    assert {"chap-refused", "chap-broken-off"} & set(names(wrong)) and wrong.exit_code == 4
+    nobody = await lio_report(lio, tmp_path, monkeypatch, lio.chap, portal)
+    assert {"chap-wanted", "login-closed"} & set(names(nobody)) and nobody.exit_code == 4
