@@ -151,7 +151,7 @@ class Examination:
             rate = await self._speed_of(one, shown.get(one.portal, {}))
             if rate is not None:
                 rates.append((one.portal, rate))
-            network.resent(self.report, one.portal, one.conversation.tcp(), one.connection.traffic.bytes_received)
+            network.losses(self.report, one.portal, one.conversation.tcp())
         speed.compare(self.report, rates)
         if not self.bounds.seconds:
             self.report.say("probe-declined")

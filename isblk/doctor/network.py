@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -24,30 +23,35 @@ JUMBO = 4000
 """Bytes: an MTU above this was raised on purpose."""
 ORDINARY = 1500
 _TIMESTAMPS, _TIMESTAMPS_LENGTH = 1, 12
-RESENT_SHARE = 0.001
+LOST_SHARE = 0.001
 """Of the segments, beyond which it matters."""
 
-# struct tcp_info of linux/tcp.h: eight bytes of flags, the sixth of them the options in use, then words.
-_TCP_INFO = struct.Struct("5xB2x24I")
-_WORDS = ("rto", "ato", "snd_mss", "rcv_mss", "unacked", "sacked", "lost", "retrans", "fackets", "last_data_sent", "last_ack_sent")
-_MORE = ("last_data_recv", "last_ack_recv", "pmtu", "rcv_ssthresh", "rtt", "rttvar", "snd_ssthresh", "snd_cwnd", "advmss", "reordering")
-_LAST = ("rcv_rtt", "rcv_space", "total_retrans")
+# struct tcp_info of linux/tcp.h: where its fields lie. What was added to it later (Linux 5.4 has all of these) may be missing.
+_OPTIONS, _MSS, _PATH_MTU, _OWN_MSS, _RESENT, _LENGTH = 5, 16, 60, 84, 100, 104
+_SEGMENTS_OUT, _SEGMENTS_IN, _LATE, _LONG_LENGTH = 136, 152, 224, 228
+_WORD = struct.Struct("I")
 
 
 @dataclass(frozen=True)
 class TcpInfo:
-    """What the kernel knows of a connection, sizes in bytes. `own_mss` is what this side's interface allows."""
+    """What the kernel knows of a connection, sizes in bytes. `own_mss` is what this side's interface allows.
+
+    Of `sent` segments, `resent` went out once more; of `received` ones with data, `late` came after some that were sent behind them.
+    """
 
     mss: int
     own_mss: int
     path_mtu: int
-    resent: int
+    resent: int = 0
+    sent: int = 0
+    late: int = 0
+    received: int = 0
 
 
 def tcp_info(sock: socket.socket) -> TcpInfo | None:
     """Of a connected socket; None where the kernel does not tell."""
     try:
-        data = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        data = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LONG_LENGTH)
     except OSError:
         return None
     return parse_tcp_info(data)
@@ -55,12 +59,15 @@ def tcp_info(sock: socket.socket) -> TcpInfo | None:
 
 def parse_tcp_info(data: bytes) -> TcpInfo | None:
     """The bytes of TCP_INFO; None when there are too few."""
-    if len(data) < _TCP_INFO.size:
+    if len(data) < _LENGTH:
         return None
-    options, *values = _TCP_INFO.unpack_from(data)
-    words: Mapping[str, int] = dict(zip((*_WORDS, *_MORE, *_LAST), values, strict=True))
-    own_mss = words["advmss"] + (_TIMESTAMPS_LENGTH if options & _TIMESTAMPS else 0)
-    return TcpInfo(mss=words["snd_mss"], own_mss=own_mss, path_mtu=words["pmtu"], resent=words["total_retrans"])
+
+    def word(offset: int) -> int:
+        return int(_WORD.unpack_from(data, offset)[0])
+
+    own_mss = word(_OWN_MSS) + (_TIMESTAMPS_LENGTH if data[_OPTIONS] & _TIMESTAMPS else 0)
+    counts = (0, 0, 0) if len(data) < _LONG_LENGTH else (word(_SEGMENTS_OUT), word(_LATE), word(_SEGMENTS_IN))
+    return TcpInfo(word(_MSS), own_mss, word(_PATH_MTU), word(_RESENT), *counts)
 
 
 async def resolve(report: Report, portal: Portal, seconds: float = RESOLVE_SECONDS) -> bool:
@@ -101,7 +108,7 @@ async def answers(report: Report, portal: Portal, seconds: float = CONNECT_SECON
     took = trio.current_time() - began
     with connected.socket:
         report.say("port-answers", portal=portal, milliseconds=f"{took * 1000:.1f}")
-        data = connected.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        data = connected.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LONG_LENGTH)
         packets(report, portal, parse_tcp_info(data), connected.socket.family)
     return True
 
@@ -123,23 +130,23 @@ def packets(report: Report, portal: Portal, info: TcpInfo | None, family: int = 
     if info is None:
         return
     mtu = info.own_mss + HEADERS.get(socket.AddressFamily(family), 40)
-    report.say("packets", portal=portal, mtu=min(mtu, info.path_mtu) if info.path_mtu else mtu, mss=info.mss)
+    smaller = min(mtu, info.path_mtu) if info.path_mtu else mtu
+    data = {"portal": str(portal), "interface_mtu": mtu, "path_mtu": info.path_mtu, "mss": info.mss}
+    report.say("packets", data, portal=portal, mtu=smaller, mss=info.mss)
     if info.path_mtu and info.path_mtu < mtu:
         report.say("packets-narrow", portal=portal, path=info.path_mtu, mtu=mtu)
     elif mtu > JUMBO and info.mss < ORDINARY:
         report.say("packets-jumbo-here", portal=portal, mtu=mtu, mss=info.mss)
 
 
-def resent(report: Report, portal: Portal, info: TcpInfo | None, received: int) -> None:
-    """Say when too much was lost on the way, of a connection that received so many bytes.
-
-    The kernel counts what this side had to send again; requests are small, so their number stands for that of what it sent.
-    """
-    if info is None or not info.mss:
+def losses(report: Report, portal: Portal, info: TcpInfo | None) -> None:
+    """Say when too much was lost on the way, either way: what the target had to send again shows here as what came late."""
+    if info is None:
         return
-    segments = max(1, received // info.mss)
-    if info.resent > max(1, segments * RESENT_SHARE):
-        report.say("resent", portal=portal, resent=info.resent, segments=segments)
+    if info.resent > max(1, info.sent * LOST_SHARE):
+        report.say("resent", portal=portal, count=info.resent, segments=info.sent)
+    if info.late > max(1, info.received * LOST_SHARE):
+        report.say("late-segments", portal=portal, count=info.late, segments=info.received)
 
 
 def _refused(report: Report, portal: Portal, error: OSError) -> None:

@@ -393,8 +393,13 @@ _SPEED = {
     ),
     "resent": _hint(
         "speed",
-        "{portal}: {resent} of about {segments} segments had to be sent again",
+        "{portal}: {count} of {segments} segments that we sent had to be sent again",
         "packets are lost on the way: check cables, duplex, and switches that are full",
+    ),
+    "late-segments": _hint(
+        "speed",
+        "{portal}: {count} of {segments} segments came late, behind others that were sent after them",
+        "packets from there are lost, or overtake each other (links bonded packet by packet): check cables and switches",
     ),
     "probe-declined": _skipped("speed", "throughput was not measured, as asked"),
     "speed-skipped": _skipped("speed", "{portal}: no read was tried: {why}"),

@@ -129,8 +129,8 @@ async def test_a_host_that_no_route_leads_to(monkeypatch: pytest.MonkeyPatch) ->
     assert names(report) == ["port-unreachable", "port-refuses"]
 
 
-def info(mss: int = 1448, own_mss: int = 1460, path_mtu: int = 1500, resent: int = 0) -> TcpInfo:
-    return TcpInfo(mss, own_mss, path_mtu, resent)
+def info(mss: int = 1448, own_mss: int = 1460, path_mtu: int = 1500, **counts: int) -> TcpInfo:
+    return TcpInfo(mss, own_mss, path_mtu, **counts)
 
 
 @pytest.mark.provokes("packets-narrow", "packets-jumbo-here")
@@ -146,25 +146,38 @@ def test_packets_of_a_way_that_is_narrower_than_its_ends() -> None:
     assert text(report, "packets-narrow") == f"{PORTAL}: the way takes packets of 1400 bytes, the interface 1500"
 
 
-@pytest.mark.provokes("resent")
-def test_segments_that_had_to_be_sent_again() -> None:
+@pytest.mark.provokes("resent", "late-segments")
+def test_segments_that_were_lost_on_the_way() -> None:
     report = Report()
-    network.resent(report, PORTAL, info(resent=1), 10_000)
-    network.resent(report, PORTAL, info(resent=10), 1448 * 100_000)
-    network.resent(report, PORTAL, None, 0)
+    network.losses(report, PORTAL, info(resent=1, sent=5, late=1, received=5))
+    network.losses(report, PORTAL, info(resent=100, sent=100_000, late=100, received=100_000))
+    network.losses(report, PORTAL, None)
     assert not report.findings
-    network.resent(report, PORTAL, info(resent=500), 1448 * 100_000)
+    network.losses(report, PORTAL, info(resent=101, sent=100_000, late=2, received=900))
+    assert names(report) == ["resent", "late-segments"] and report.exit_code == 0
+    assert text(report, "late-segments").startswith(f"{PORTAL}: 2 of 900 segments came late")
 
 
 def test_what_the_kernel_tells_of_a_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as connection:
-        found = tcp_info(connection)
-    assert found is not None and found.path_mtu == 65535 and 0 < found.mss <= found.own_mss <= 65535 and not found.resent
+        before = tcp_info(connection)
+        with listener.accept()[0] as other:
+            other.sendall(bytes(100_000))
+            connection.sendall(b"so")
+            while len(connection.recv(100_000, socket.MSG_PEEK)) < 100_000:
+                pass
+            after = tcp_info(connection)
+    assert before is not None and after is not None
+    assert after.path_mtu == 65535 and 0 < after.mss <= after.own_mss <= 65535 and not after.resent and not after.late
+    assert 0 < after.sent - before.sent < 20 and 0 < after.received - before.received < 20
     with socket.socket(socket.AF_UNIX) as other:
         assert tcp_info(other) is None
 
 
-def test_too_few_bytes_tell_nothing() -> None:
+def test_too_few_bytes_tell_nothing_or_less() -> None:
     assert parse_tcp_info(b"") is None and parse_tcp_info(bytes(103)) is None
-    data = bytes(5) + b"\1" + bytes(2) + struct.pack("24I", *range(24))
-    assert parse_tcp_info(data) == TcpInfo(mss=2, own_mss=19 + 12, path_mtu=13, resent=23)
+    words = bytearray(struct.pack("57I", *range(57)))
+    words[5] = 1
+    assert parse_tcp_info(words) == TcpInfo(mss=4, own_mss=21 + 12, path_mtu=15, resent=25, sent=34, late=56, received=38)
+    words[5] = 0
+    assert parse_tcp_info(words[:104]) == TcpInfo(mss=4, own_mss=21, path_mtu=15, resent=25)
