@@ -39,6 +39,7 @@ SETTINGS: dict[str, type] = {
     "digest": str,
     "initiator-name": str,
     "login-timeout": float,
+    "log-level": str,
     "all-portals": bool,
     "policy": str,
     "failback": str,

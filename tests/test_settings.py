@@ -83,8 +83,8 @@ def test_every_setting_is_an_option_and_every_lasting_option_a_setting() -> None
     def longs(function: Any) -> set[str]:
         return {text[2:] for one in function.__click_params__ for text in one.opts if text.startswith("--")}
 
-    assert set(SETTINGS) == longs(command) - {"verbose", "trace", "pcap"}
-    assert {name for name in SETTINGS if name not in NOT_FOR_DISCOVERY} == longs(looking) - {"verbose", "trace", "pcap"}
+    assert set(SETTINGS) == longs(command) - {"verbose", "quiet", "trace", "pcap"}
+    assert {name for name in SETTINGS if name not in NOT_FOR_DISCOVERY} == longs(looking) - {"verbose", "quiet", "trace", "pcap"}
 
 
 @pytest.mark.parametrize(

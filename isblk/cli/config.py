@@ -17,9 +17,11 @@ from isblk.config import ALGORITHMS, SECRET_VARIABLE, TARGET_SECRET_VARIABLE
 from isblk.errors import UsageError
 from isblk.iscsi.chap import STRONGEST_FIRST
 from isblk.link.sweeper import Timing
+from isblk.logs.output import DEFAULT_LEVEL
 from isblk.settings import GLOBAL_SETTINGS, NOT_FOR_DISCOVERY, SETTINGS, Value, as_text, files, load
 from isblk.state import NAME_VARIABLE, RUN_VARIABLE, STATE_VARIABLE, known_name, places
 
+HEADINGS = ("SETTING", "VALUE", "FROM")
 _IN_ENVIRONMENT = {"initiator-name": NAME_VARIABLE, "state-dir": STATE_VARIABLE, "run-dir": RUN_VARIABLE}
 
 
@@ -41,14 +43,15 @@ def command(target: str | None, discovery: bool, as_json: bool) -> None:
     with errors_as_sentences():
         if target is not None and discovery:
             raise UsageError("TARGET and --discovery exclude each other: ask for one of them")
-        rows = _rows(target, discovery)
+        rows = effective(target, discovery)
         if as_json:
             click.echo(json.dumps({name: {"value": value, "from": origin} for name, value, origin in rows}, indent=2))
         else:
-            click.echo(table(("SETTING", "VALUE", "FROM"), rows))
+            click.echo(table(HEADINGS, rows))
 
 
-def _rows(target: str | None, discovery: bool) -> list[tuple[str, str, str]]:
+def effective(target: str | None, discovery: bool) -> list[tuple[str, str, str]]:
+    """Every setting with its value and origin; no secret. Raises UsageError."""
     found = load()
     values = found.for_discovery() if discovery else found.for_target(*(names(target) if target is not None else ()))
     _check(values)
@@ -96,6 +99,7 @@ def _default(name: str) -> str:
         "chap-algorithms": ",".join(words[each] for each in STRONGEST_FIRST),
         "digest": "allow",
         "login-timeout": f"{timing.login_timeout:g}",
+        "log-level": DEFAULT_LEVEL,
         "policy": policies.policy.value,
         "failback": str(policies.failback),
         "no-path-retry": str(policies.no_path),

@@ -23,6 +23,7 @@ from isblk.errors import UsageError
 from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Engine
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
+from isblk.logs.output import tell
 from isblk.state import make_directory, places
 
 OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
@@ -44,7 +45,7 @@ OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
     help="Who speaks to the kernel.",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
-@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log of the daemon, instead of syslog.")
+@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The daemon's log, not the journal.")
 @session_options
 @path_options
 def command(
@@ -94,6 +95,7 @@ def command(
         async def serve(target: Target, isids: tuple[Isid, ...], access: Access, stop: trio.Event, started: Callable[[], None]) -> None:
             await serve_mount(replace(spec, target=target, isids=isids), access, stop, started)
 
+        tell(where=place)
         service = Service(found, run, wanted, timing, options, serve)
         if foreground:
             service(lambda: click.echo(f"isblk: {mountpoint} is mounted; Ctrl-C unmounts", err=True))
