@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 REFUSAL_SECONDS = 2.0
 """How long it is believed that another disk is there: not each of many requests is worth a login."""
+REPEAT_SECONDS = 60.0
+"""How often at most the log says aloud that requests fail, and why."""
 TICK_SECONDS = 1.0
 """How often at least it is looked whether anything was asked."""
 
@@ -126,6 +128,7 @@ class Sleeper:
         self._attempt: trio.CancelScope | None = None
         self._refused_until = -math.inf
         self._failures = 0
+        self._said: dict[str, float] = {}
         self._ends_at = math.inf
         self._ended: IsblkError | None = None
 
@@ -250,7 +253,7 @@ class Sleeper:
         self._step(Event.REFUSED)
         waiting = sum(device.waiting for device in self.devices)
         if waiting:
-            _log.error("%s cannot be logged in to; requests that failed for it: %d", self.where.target_name, waiting)
+            _log.log(self._level("failed"), "%s cannot be logged in to; requests that failed for it: %d", self.where.target_name, waiting)
         self._give_up(self._told(self.error))
         return None
 
@@ -292,11 +295,20 @@ class Sleeper:
     def _say(self, error: IsblkError, attempts: int) -> None:
         """Once for all attempts in a row, and not again and again what nobody waits for."""
         if isinstance(error, _FINAL):
-            _log.error("%s", error)
+            _log.log(self._level("refused"), "%s", error)
         elif not attempts and not self._failures:
             _log.warning("%s; the login is tried again when the disk is used%s", error, "" if self.is_known else ", and until then")
         else:
             _log.info("%s", error)
+
+    def _level(self, what: str) -> int:
+        """How loud that is said: in a storm of requests not each time."""
+        now = trio.current_time()
+        last = self._said.get(what, -math.inf)
+        if now - last < REPEAT_SECONDS:
+            return logging.INFO
+        self._said[what] = now
+        return logging.ERROR
 
     def _give_up(self, error: IsblkError) -> None:
         self._asked, self._asked_at = trio.Event(), math.inf

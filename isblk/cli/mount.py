@@ -13,7 +13,7 @@ import trio
 from click.core import ParameterSource
 
 from isblk.cli.configured import Configured
-from isblk.cli.options import lun_option, option_words, path_options, session_options
+from isblk.cli.options import automount_options, lun_option, option_words, path_options, session_options
 from isblk.cli.running import errors_as_sentences
 from isblk.cli.service import PATH_OPTIONS, Service, detach
 from isblk.cli.session import login_options
@@ -44,15 +44,7 @@ OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
     show_default=True,
     help="Who speaks to the kernel.",
 )
-@click.option("--automount/--no-automount", help="Show the file at once, log in when it is used, and log out when it is not.")
-@click.option(
-    "--idle",
-    type=click.FloatRange(0, 1e7),
-    default=300,
-    show_default=True,
-    metavar="S",
-    help="With --automount: log out after so many seconds without use; 0 never.",
-)
+@automount_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
 @click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log of the daemon, instead of syslog.")
 @session_options

@@ -350,7 +350,7 @@ async def test_a_gate_that_is_being_closed_is_no_failed_flush() -> None:
 
 
 @pytest.mark.logs("LUN 0 is another logical unit", "failed for it: 1", "is logged in to")
-async def test_another_disk_is_refused_and_not_asked_for_by_each_request() -> None:
+async def test_another_disk_is_refused_and_not_asked_for_by_each_request(caplog: pytest.LogCaptureFixture) -> None:
     target = Target()
     one = asleep(target)
     target.wwids[0] = "naa.another"
@@ -362,6 +362,11 @@ async def test_another_disk_is_refused_and_not_asked_for_by_each_request() -> No
             assert caught.value.errno == 5
         assert len(target.asked) == 1
         assert not target.devices[0].requests
+        caplog.clear()
+        await trio.sleep(3)
+        with pytest.raises(RequestFailed):
+            await write(gate, 0, b"ours")
+        assert len(target.asked) == 2 and not [one for one in caplog.records if one.levelno > logging.INFO], "said a moment ago"
         await trio.sleep(3)
         assert target.sessions == 0
         target.wwids[0] = "naa.0"
