@@ -68,10 +68,14 @@ class MountSpec:
     state_directory: Path | None = None
 
     @property
+    def number(self) -> int | None:
+        """The LUN that was asked for."""
+        return self.lun if self.lun is not None else self.target.lun
+
+    @property
     def where(self) -> Where:
-        """What to attach."""
-        number = self.lun if self.lun is not None else self.target.lun
-        return Where(self.target.name, self.target.portals, self.isids, number, self.names_directory())
+        """What to attach. Looks at the mountpoint, so not to be asked for once that is mounted."""
+        return Where(self.target.name, self.target.portals, self.isids, self.number, self.names_directory())
 
     def names_directory(self) -> bool:
         """Whether the mountpoint is a directory, which then shows a file for each disk."""
@@ -128,15 +132,14 @@ async def mount(spec: MountSpec, access: Access, stop: trio.Event, started: Call
 @asynccontextmanager
 async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIterator[Attachment]:
     """The sessions, for the length of the block or as they are used. Raises what a login does, unless nobody has to be asked now."""
-    where = spec.where
+    where = spec.where  # Once: afterwards the mountpoint is our own, and who serves it must not look at it.
 
     def attach(where: Where) -> AbstractAsyncContextManager[Attached]:
         return attached(plane, where, access, spec.policies)
 
     async def note(found: Sequence[Known]) -> None:
         if spec.state_directory is not None:
-            directory, of = spec.state_directory, spec.where
-            await trio.to_thread.run_sync(remember, directory, of.target_name, found, of.lun, of.several)
+            await trio.to_thread.run_sync(remember, spec.state_directory, where.target_name, found, where.lun, where.several)
 
     if spec.automount is None:
         async with attached(plane, where, access, spec.policies) as attachment:
@@ -170,7 +173,7 @@ async def _forget(volume: Volume) -> None:
 def _source(running: Running) -> str:
     """What mount(8) shows in its first column; no LUN where that is not known yet."""
     spec, attachment = running.spec, running.attachment
-    is_open = isinstance(attachment, Sleeper) and not attachment.is_known and spec.where.lun is None
+    is_open = isinstance(attachment, Sleeper) and not attachment.is_known and spec.number is None
     if running.mountpoint.is_directory or is_open:
         return spec.target.name
     return f"{spec.target.name}/{lun_text(attachment.disks[0].description.lun)}"
