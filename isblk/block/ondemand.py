@@ -122,8 +122,13 @@ class OnDemand:
     def is_clean(self) -> bool:
         """Whether the session may be left: nothing is held that is not durable."""
         below = self.below
-        held = isinstance(below, Multipath) and (len(below.journal) or below.fence.active or below.waiting)
-        return not (held or self.is_busy or self.disk.gate.unflushed)
+        held = isinstance(below, Multipath) and (below.fence.active or below.waiting)
+        return not (held or self.is_busy or self.is_dirty)
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether a flush is needed. Durable writes are no changes to the gate, but stay in the journal when older ones were there."""
+        return bool(self.disk.gate.unflushed or (isinstance(self.below, Multipath) and len(self.below.journal)))
 
     def bind(self, found: Disk) -> None:
         """The disk is there: go on with what waits. Raises WrongUnit when it is another than the one that is known."""

@@ -395,7 +395,7 @@ class Sleeper:
         activity, flushes = self._activity(), 0
         await self.hooks.forget()
         for device in self.devices:
-            if not device.disk.gate.unflushed:
+            if not device.is_dirty:
                 continue
             try:
                 await flush(device.disk.gate)

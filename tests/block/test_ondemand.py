@@ -11,8 +11,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from isblk.block.gate import Gate
 from isblk.block.known import Known, described
+from isblk.block.multipath import Multipath
 from isblk.block.ondemand import OnDemand
 from isblk.block.pathset import WrongUnit
+from isblk.block.policies import Policies
 from isblk.block.request import Op, Request, flush, read, write
 from isblk.block.stack import Disk
 from isblk.errors import IsblkError, RequestFailed, RequestInvalid
@@ -171,3 +173,21 @@ async def test_who_needs_it_itself_waits_and_keeps_it(autojump_clock: object) ->
     waking.answer = RequestFailed("not now")
     with pytest.raises(RequestFailed, match="not now"):
         await waking.device.ready()
+
+
+def test_what_multipath_holds_is_not_left_behind() -> None:
+    memory = MemoryDevice()
+    below = Multipath("LUN 0", memory.geometry, Policies(), lambda *_: None)
+    waking = Waking(memory)
+    waking.device.bind(Disk(0, described(0, wwid="naa.1"), below, Gate(memory)))
+    assert waking.device.is_clean and not waking.device.is_dirty
+    below.journal.append(Request(Op.WRITE, 0, 4, memoryview(b"data"), fua=True))
+    assert waking.device.is_dirty and not waking.device.is_clean, "a durable write is kept behind older ones"
+    below.journal.clear()
+    below.fence.replay_needed = True
+    assert not waking.device.is_clean
+    below.fence.replay_needed = False
+    below.cache_losses = 2
+    assert waking.device.losses == 2
+    waking.device.unbind()
+    assert waking.device.losses == 2, "they stay told when the session has gone"
