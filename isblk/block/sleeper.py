@@ -187,9 +187,10 @@ class Sleeper:
         return None
 
     async def learn(self) -> None:
-        """Where a disk has never been seen: wait for one attempt to log in. Raises what the target says; that it is silent is no failure,
+        """Where a disk has never been seen: wait for one attempt to log in.
 
-        but for a directory, which would have no files.
+        Raises LoginRefused, NotFound, UsageError: the target answers, and there will be no file. One that is silent is no failure, but for
+        a directory, which would be empty: Unreachable.
         """
         if self.is_known:
             return

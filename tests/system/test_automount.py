@@ -273,7 +273,6 @@ def test_it_ends_at_once_while_it_idles_even_without_a_target(rig: Rig, end: Cal
     assert not place.exists()
 
 
-@either
 def test_it_ends_soon_while_requests_wait_for_a_login(rig: Rig) -> None:
     rig.start()
     rig.commands.umount(rig.mount())
@@ -288,7 +287,6 @@ def test_it_ends_soon_while_requests_wait_for_a_login(rig: Rig) -> None:
     assert len(read) == 1 and isinstance(read[0], int), "told, with an error"
 
 
-@either
 def test_a_directory_is_remembered_too(rig: Rig) -> None:
     (rig.home / "luns").mkdir()
     words = ["--automount", "--fuse-engine", rig.engine]
