@@ -10,7 +10,7 @@ import click
 
 from isblk.block.policies import Policies
 from isblk.cli.configured import converted, names, setting
-from isblk.cli.options import json_option, path_options, session_options
+from isblk.cli.options import DEFAULT_IDLE, automount_options, json_option, path_options, session_options
 from isblk.cli.running import errors_as_sentences
 from isblk.cli.text import table
 from isblk.config import ALGORITHMS, SECRET_VARIABLE, TARGET_SECRET_VARIABLE
@@ -66,7 +66,7 @@ def effective(target: str | None, discovery: bool) -> list[tuple[str, str, str]]
 
 def _check(values: dict[str, Value]) -> None:
     """Refuse here what a command would refuse. Raises UsageError."""
-    probe = click.command()(path_options(session_options(_nothing)))
+    probe = click.command()(automount_options(path_options(session_options(_nothing))))
     context = click.Context(probe)
     for parameter in probe.params:
         name = setting(parameter)
@@ -106,6 +106,7 @@ def _default(name: str) -> str:
         "noop-interval": f"{timing.noop_interval:g}",
         "noop-timeout": f"{timing.noop_timeout:g}",
         "fence": policies.fence.value,
+        "idle": f"{DEFAULT_IDLE}",
         "state-dir": str(places().state),
         "run-dir": str(places().run),
     }

@@ -21,6 +21,8 @@ DIGESTS = {
 """`--digest` to the preferences for the header digest and the data digest."""
 
 LOG_LEVELS = ("error", "warning", "info", "debug")
+DEFAULT_IDLE = 300
+"""Seconds without use after which an automount logs out."""
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
@@ -153,6 +155,19 @@ path_options = _stacked(
     click.option("--shared", is_flag=True, help="Other hosts use the logical unit too: never reset it."),
 )
 """How the paths to a target are used; isblk/config.py checks them."""
+
+automount_options = _stacked(
+    click.option("--automount/--no-automount", help="Show the file at once, log in when it is used, log out when it is not."),
+    click.option(
+        "--idle",
+        type=click.FloatRange(0, 10_000_000),
+        default=DEFAULT_IDLE,
+        show_default=True,
+        metavar="S",
+        help="With --automount: log out after so many seconds without use; 0 never.",
+    ),
+)
+"""Whether sessions are there all the time."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
 lun_option = click.option("--lun", type=Lun(), metavar="N", help="The logical unit; not needed when there is one disk.")
