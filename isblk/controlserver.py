@@ -17,6 +17,7 @@ import trio
 
 from isblk.control import CREDENTIALS, MESSAGE_LIMIT, REQUEST_LIMIT, address, decode, encode, socket_path
 from isblk.errors import IsblkError, ProtocolError, UsageError
+from isblk.logs import recent
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,12 @@ async def serve(
     UsageError when the socket cannot be made.
     """
     path = socket_path(directory)
-    requests: dict[str, Request] = {"status": lambda _: status(), "stop": lambda _: _stopped(stop), **more}
+    requests: dict[str, Request] = {
+        "status": lambda _: status(),
+        "stop": lambda _: _stopped(stop),
+        "log": lambda _: {"lines": recent.lines()},
+        **more,
+    }
     listener = _listen(path)
     free = trio.Semaphore(CONNECTIONS)
     try:

@@ -104,7 +104,7 @@ async def test_a_daemon_may_know_more_requests(tmp_path: Path) -> None:
         path = control.socket_path(tmp_path)
         answer = await trio.to_thread.run_sync(partial(control.ask, path, "echo", word="hello"))
         assert answer["said"] == "hello"
-        with pytest.raises(UsageError, match="there are status, stop and echo"):
+        with pytest.raises(UsageError, match="there are status, stop, log and echo"):
             await trio.to_thread.run_sync(control.ask, path, "no")
 
 

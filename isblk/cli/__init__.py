@@ -26,6 +26,7 @@ COMMANDS = {
     "reload": "Follow a table that was changed.",
     "check": "Tell what is wrong with isblktab.",
     "config": "Show the settings that hold, and where they come from.",
+    "doctor": "Examine a target and the way to it, with remedies.",
     "perf": "Measure a logical unit.",
     "target": "Run the embedded iSCSI target.",
     "completion": "Print a completion script for bash, zsh or fish.",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from isblk import control
-from isblk.cli.options import json_option
-from isblk.cli.running import errors_as_sentences, log_to_stderr
+from isblk.cli.options import json_option, log_options
+from isblk.cli.running import errors_as_sentences
 from isblk.cli.supervising import follow, is_started, run_directory, serve, show, started, supervisor, tell_started
 from isblk.cli.tables import named, table_option
 from isblk.errors import UsageError
+from isblk.logs.output import level_of, to_stderr
 from isblk.table.check import load
 
 
@@ -23,9 +25,9 @@ from isblk.table.check import load
 @click.option(
     "--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log of the supervisor, instead of syslog."
 )
-@click.option("-v", "--verbose", count=True, help="Let the supervisor log everything.")
+@log_options
 @json_option
-def command(where: tuple[str, ...], path: Path, foreground: bool, log_file: Path | None, verbose: int, as_json: bool) -> None:
+def command(where: tuple[str, ...], path: Path, foreground: bool, log_file: Path | None, as_json: bool, **levels: Any) -> None:
     """Start what the table says, all but noauto or each WHERE, and keep it up. Returns when it is there.
 
     \b
@@ -37,7 +39,8 @@ def command(where: tuple[str, ...], path: Path, foreground: bool, log_file: Path
     An export that cannot be started is told, and tried further; the exit code is that of the worst without nofail.
     """
     with errors_as_sentences():
-        log_to_stderr(1 + verbose)  # A supervisor tells every event, wherever its log goes.
+        # A supervisor tells every event, wherever its log goes, unless somebody wants it otherwise.
+        to_stderr(level_of(levels["verbose"] and levels["verbose"] + 1, levels["quiet"], levels["log_level"] or "info"))
         path, run = path.absolute(), run_directory()
         table = load(path)
         entries = {entry.where: entry for entry in named(table.entries, where, str(path))} if where else None

@@ -122,6 +122,7 @@ _ALL = (
         Value("an iSCSI name, iqn., eui. or naa.", "iqn.2001-05.com.example:host", _by(normalize_name)),
         "--initiator-name",
     ),
+    Option("log-level", _one_of("error", "warning", "info", "debug"), "--log-level"),
     Option("login-timeout", Value("a number of seconds from 0.1 to 3600", "15", _number(0.1, 3600)), "--login-timeout"),
     Option("all-portals", None, "--all-portals"),
     Option("policy", Value(", ".join(each.value for each in Policy), "failover", _by(Policy.parse)), "--policy"),

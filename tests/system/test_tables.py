@@ -321,6 +321,25 @@ def test_status_shows_the_supervisor_above_what_it_keeps(machine: Machine) -> No
     machine.run("down")
 
 
+def test_an_automount_is_up_at_once_and_logs_in_when_it_is_used(machine: Machine) -> None:
+    machine.write("a fuse 0")
+    machine.run("up")
+    put(machine.home / "a", 0, DATA)
+    machine.run("down")
+    machine.write("a fuse 0 automount,idle=1")
+    machine.run("up")
+    assert machine.export("a")["state"] == "up"
+    assert machine.target.ask("sessions") == 0
+    assert get(machine.home / "a", 0, len(DATA)) == DATA
+    assert machine.target.ask("sessions") == 1
+    until(lambda: machine.target.ask("sessions") == 0, "the session to be left")
+    before = machine.pids()["a"]
+    machine.write("a fuse 0 automount,idle=1,policy=round-robin")
+    assert machine.run("reload").stdout.startswith("restarted")
+    assert machine.pids()["a"] != before
+    machine.run("down")
+
+
 def test_a_secret_is_in_no_argument_and_in_no_log(processes: Processes, mounts: Mounts, tmp_path: Path) -> None:
     secret = "not-for-everyone-1"
     (tmp_path / "secret").write_text(secret)
