@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
 from isblk.block.choose import PathState
 from isblk.block.lun import LogicalUnit
@@ -14,13 +14,13 @@ from isblk.link.keeper import Keeper, Phase
 from isblk.scsi.data import AccessState
 from isblk.scsi.inquiry import Association, DesignatorType
 
-FLAPS = 4
-FLAP_SECONDS = 60.0
+FLAPS: Final = 4
+FLAP_SECONDS: Final = 60.0
 """A path that was lost FLAPS times in so many seconds is damped (san_path_err_threshold of multipath-tools)."""
-CARRYING = (AccessState.OPTIMIZED, AccessState.NON_OPTIMIZED, AccessState.LBA_DEPENDENT)
-DEPTH_LIMIT = 256
+CARRYING: Final = (AccessState.OPTIMIZED, AccessState.NON_OPTIMIZED, AccessState.LBA_DEPENDENT)
+DEPTH_LIMIT: Final = 256
 """Requests on one path beyond which a limit is no limit: more than any front end has."""
-RATE_SHARE = 0.1
+RATE_SHARE: Final = 0.1
 """How much the latest request counts in the rate of a path (an exponential mean)."""
 
 
