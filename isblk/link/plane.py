@@ -57,6 +57,7 @@ class Plane(trio.abc.Instrument):
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._batch: list[tuple[Handler, Callable[[], None]]] = []
+        self._early: list[tuple[Handler, Callable[[], None]]] = []
         self._in_burst = False
         self._is_wanted = False
         self._impatient = 0
@@ -79,10 +80,16 @@ class Plane(trio.abc.Instrument):
         if self._handlers.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
-    def at_batch_end(self, handler: Handler, function: Callable[[], None]) -> None:
-        """Call `function` once the handlers of this poll have run, or now when no burst is on; an exception goes to `handler.broken`."""
+    def at_batch_end(self, handler: Handler, function: Callable[[], None], early: bool = False) -> None:
+        """Call `function` once the handlers of this poll have run, or now when no burst is on; an exception goes to `handler.broken`.
+
+        `early`: before all that are not. A target that has its commands works on them while the replies to a front end are copied.
+        """
         if self._in_burst:
-            self._batch.append((handler, function))
+            if early:
+                self._early.append((handler, function))
+            else:
+                self._batch.append((handler, function))
         else:
             self._guard(handler, function)
 
@@ -156,8 +163,8 @@ class Plane(trio.abc.Instrument):
             try:
                 for descriptor, mask in events:
                     self._handle(descriptor, mask)
-                while self._batch:
-                    batch, self._batch = self._batch, []
+                while self._early or self._batch:
+                    batch, self._early, self._batch = self._early + self._batch, [], []
                     for handler, function in batch:
                         self._guard(handler, function)
             finally:  # Also on KeyboardInterrupt: what cleans up behind it must be able to send.
