@@ -33,7 +33,7 @@ SENDS = 16
 """Sends of one turn: a client that reads as fast as we send would never let it end."""
 PIECES = 1024
 """Buffers one sendmsg takes (UIO_MAXIOV)."""
-SEND_BUFFER = 4 << 20
+SEND_BUFFER = 1 << 20
 """Bytes of replies that the kernel may hold for a client; it gives no more than net.core.wmem_max, doubled."""
 HANDSHAKE_SECONDS = 10.0
 """How long a client may take to choose an export, TLS included."""
