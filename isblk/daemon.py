@@ -78,6 +78,7 @@ class MountSpec:
     def where(self) -> Where:
         """What to attach. Looks at the mountpoint, so not to be asked for once that is mounted."""
         return Where(self.target.name, self.target.portals, self.isids, self.number, self.names_directory())
+
     source: str | None = None
     kernel: frozenset[str] = frozenset()
 

@@ -41,6 +41,8 @@ def session_status(keeper: Keeper) -> dict[str, Any]:
 
 def in_one_line(keepers: Sequence[Keeper]) -> str:
     """How the paths are, for a service manager: how many there are and are up, and what the first of the others has."""
+    if not keepers:
+        return "not in use, not logged in"
     down = [keeper for keeper in keepers if keeper.phase is not Phase.UP]
     up = len(keepers) - len(down)
     count = f"{up} of {len(keepers)} paths up" if len(keepers) > 1 else "the path is up" if up else "the path is not up"
