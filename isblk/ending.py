@@ -6,7 +6,7 @@ Logout. What could not be written back is an error that names the disks.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from isblk import controlserver, notify
-from isblk.block.attach import Attached
+from isblk.block.attach import Attachment
 from isblk.block.request import flush
 from isblk.block.stack import Disk
 from isblk.errors import IsblkError, RequestFailed
@@ -30,7 +30,7 @@ FENCE_PATIENCE_SECONDS = 4.0
 
 
 @asynccontextmanager
-async def written_back(plane: Plane, attachment: Attached, stop: trio.Event) -> AsyncIterator[None]:
+async def written_back(plane: Plane, attachment: Attachment, stop: trio.Event) -> AsyncIterator[None]:
     """A block that uses the disks; from `stop` on nothing in it waits long, and behind it everything is written back. A service manager
     is told how the paths are, and what happens (notify.py).
 
@@ -47,16 +47,21 @@ async def written_back(plane: Plane, attachment: Attached, stop: trio.Event) -> 
 
 
 @asynccontextmanager
-async def controlled(directory: Path, status: Callable[[], dict[str, Any]], stop: trio.Event) -> AsyncIterator[None]:
+async def controlled(
+    directory: Path,
+    status: Callable[[], dict[str, Any]],
+    stop: trio.Event,
+    more: Mapping[str, controlserver.Request] = controlserver.NO_MORE,
+) -> AsyncIterator[None]:
     """A block with a control socket in `directory`; asked to stop, it sets `stop`. An IsblkError of the block comes out as itself.
 
-    Raises UsageError when the socket cannot be made.
+    `more` are the requests that this daemon knows beside status and stop. Raises UsageError when the socket cannot be made.
     """
     failure: IsblkError | None = None
     async with trio.open_nursery() as nursery:
         # An exception that crosses a nursery comes out in a group: kept until it has closed.
         try:
-            await nursery.start(controlserver.serve, directory, status, stop.set)
+            await nursery.start(controlserver.serve, directory, status, stop.set, more)
             yield
         except* IsblkError as group:
             failure = next(error for error in _leaves(group) if isinstance(error, IsblkError))
@@ -81,15 +86,13 @@ async def write_back(disks: list[Disk]) -> None:
         raise RequestFailed(f"written data may be lost: the write cache could not be synchronized on {', '.join(lost)}")
 
 
-async def _bound_the_end(attachment: Attached, stop: trio.Event) -> None:
+async def _bound_the_end(attachment: Attachment, stop: trio.Event) -> None:
     """From `stop` on, nothing waits for a path that does not come, and a silent one is found out soon: the end comes within seconds.
 
     A target that answers is given the time it needs: a large write cache may take long to synchronize.
     """
     await stop.wait()
-    for keeper in attachment.paths.keepers:
-        if keeper.connection is not None:
-            keeper.connection.hasten()
+    attachment.hasten(PATIENCE_SECONDS)
     while True:
         stuck = [device for device in attachment.paths.devices.values() if device.stuck]
         # A fence that is being put up needs a login and a reset, no more; waiting for a target to notice a loss is too long for an end.

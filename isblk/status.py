@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from isblk.block.multipath import Multipath
+from isblk.block.ondemand import OnDemand
+from isblk.block.request import Device
 from isblk.block.stack import Disk
 from isblk.link.keeper import Keeper, Phase
 
@@ -39,6 +41,8 @@ def session_status(keeper: Keeper) -> dict[str, Any]:
 
 def in_one_line(keepers: Sequence[Keeper]) -> str:
     """How the paths are, for a service manager: how many there are and are up, and what the first of the others has."""
+    if not keepers:
+        return "not in use, not logged in"
     down = [keeper for keeper in keepers if keeper.phase is not Phase.UP]
     up = len(keepers) - len(down)
     count = f"{up} of {len(keepers)} paths up" if len(keepers) > 1 else "the path is up" if up else "the path is not up"
@@ -50,8 +54,11 @@ def in_one_line(keepers: Sequence[Keeper]) -> str:
 
 
 def device_status(disk: Disk) -> dict[str, Any]:
-    """One disk: identity, geometry in bytes, counters."""
+    """One disk: identity, geometry in bytes, counters. One that has no session now is as it is remembered, and has no paths."""
     geometry, found = disk.gate.geometry, disk.description
+    below, block_size = disk.device, disk.device.geometry.block_size
+    if isinstance(below, OnDemand):
+        block_size = below.known.geometry.block_size if below.known is not None else 0
     return {
         "lun": disk.number,
         "vendor": found.identity.vendor,
@@ -59,15 +66,25 @@ def device_status(disk: Disk) -> dict[str, Any]:
         "serial": found.serial or None,
         "wwid": found.wwid,
         "size": geometry.size,
-        "block_size": disk.device.geometry.block_size,
+        "block_size": block_size,
         "physical_block_size": geometry.physical_block_size,
         "read_only": geometry.read_only,
         "write_cache": geometry.write_cache,
         "can_trim": geometry.can_trim,
         "in_flight": disk.gate.in_flight,
         "counters": disk.gate.counters.as_dict(),
-        **(_multipath_status(disk.device) if isinstance(disk.device, Multipath) else {}),
+        **_paths_status(below),
     }
+
+
+def _paths_status(device: Device) -> dict[str, Any]:
+    """The paths of a device that has any, or will have when it is used."""
+    if not isinstance(device, OnDemand):
+        return _multipath_status(device) if isinstance(device, Multipath) else {}
+    if isinstance(device.below, Multipath):
+        return _multipath_status(device.below)
+    counts = {"failed_over": 0, "fences": 0, "cache_losses": device.losses, "journal_bytes": 0}
+    return {"policy": None, "paths": [], "waiting": device.waiting, **counts}
 
 
 def _multipath_status(device: Multipath) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Theory of operation. Each entry is an instance of one template, isblk@.service, and not a part of one service that supervises the table:
 so systemd orders, restarts, watches, accounts and stops each export by itself, other units can require the one they need, and one that
-fails is one red line. The templates are data (data/systemd); a drop-in beside them has what one entry changes, and links say what is started at boot.
+fails is one red line. The templates are data (data/systemd); a drop-in beside them has what one entry changes, and links say what is
+started at boot.
 
 The template comes from the generator too, so that an upgrade of isblk brings the new one, and /etc/systemd/system overrules it as ever.
 """

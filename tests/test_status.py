@@ -127,6 +127,7 @@ async def test_the_paths_of_a_device_with_what_each_has_carried() -> None:
 @pytest.mark.parametrize(
     ("phases", "line"),
     [
+        ([], "not in use, not logged in"),
         ([Phase.UP], "the path is up"),
         ([Phase.UP, Phase.UP], "2 of 2 paths up"),
         ([Phase.DOWN], "the path is not up, requests wait: no answer"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -27,15 +27,15 @@ table_option = click.option(
 
 def named(entries: Sequence[Entry], words: Sequence[str], table: str) -> list[Entry]:
     """The entries whose WHERE is among `words`, in the table's order. Raises NotFound for a word that is none, with the nearest."""
-    by_place = {entry.where: entry for entry in entries}
-    wanted = [_place(word, by_place) for word in words]
-    for word, place in zip(words, wanted, strict=True):
-        if place not in by_place:
-            (near,) = get_close_matches(place, by_place, 1, 0.6) or ("",)
-            raise NotFound(f"{table} has no export at {word}" + (f"; is {near} meant?" if near else "; `isblk check` lists what it has"))
+    wanted = places_of(words, [entry.where for entry in entries], table)
     return [entry for entry in entries if entry.where in wanted]
 
 
-def _place(word: str, known: dict[str, Entry]) -> str:
-    """WHERE as the table has it: a relative path starts from the working directory."""
-    return word if word in known else os.path.abspath(word)
+def places_of(words: Sequence[str], known: Collection[str], owner: str) -> list[str]:
+    """What words of a command line are called in the table; a relative path starts from the working directory. Raises NotFound."""
+    places = [word if word in known else os.path.abspath(word) for word in words]
+    for word, place in zip(words, places, strict=True):
+        if place not in known:
+            (near,) = get_close_matches(place, known, 1, 0.6) or ("",)
+            raise NotFound(f"{owner} has no export at {word}" + (f"; is {near} meant?" if near else "; `isblk check` lists what it has"))
+    return places

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from isblk.errors import UsageError
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
 MOUNTINFO = Path("/proc/self/mountinfo")
+
+BLOCK_DEVICES = Path("/sys/block")
+LOOP_SECONDS = 5.0
+"""How long a loop device that nobody uses any more may take to let go of its file. Since Linux 5.17 it does so some time after the umount
+of what was on it."""
+LOOP_PAUSE = 0.05
 
 UNMOUNT_DEADLINE = 30.0
 """Seconds that fusermount3 may take; it waits for nobody, so this is only a bound."""
@@ -102,6 +109,9 @@ def unmount(text: str | os.PathLike[str], lazy: bool = False, force: bool = Fals
     path = _mounted_path(Path(os.path.abspath(text)))
     if path is None:
         raise UsageError(f"nothing is mounted at {os.path.abspath(text)}; 'isblk status' lists what is")
+    end = time.monotonic() + LOOP_SECONDS
+    while not lazy and _has_ending_loop(path) and time.monotonic() < end:
+        time.sleep(LOOP_PAUSE)
     if os.geteuid() == 0:
         _umount2(path, lazy, force)
     elif force:
@@ -117,6 +127,20 @@ def make_read_only(text: str | os.PathLike[str]) -> bool:
     read_only, remount = 1, 32  # MS_RDONLY, MS_REMOUNT of mount(2)
     path = _mounted_path(Path(os.path.abspath(text)))
     return path is not None and ctypes.CDLL(None).mount(None, os.fsencode(path), None, ctypes.c_ulong(read_only | remount), None) == 0
+
+
+def _has_ending_loop(path: Path) -> bool:
+    """Whether a loop device has its file at or below `path`, and is to go with its last user, and has none who mounted it."""
+    mounted = {line.split()[2] for line in MOUNTINFO.read_bytes().splitlines()}
+    for loop in BLOCK_DEVICES.glob("loop*/loop"):
+        try:
+            file, goes = os.fsdecode((loop / "backing_file").read_bytes()[:-1]), (loop / "autoclear").read_bytes() == b"1\n"
+            number = (loop.parent / "dev").read_bytes().strip()
+        except OSError:  # It has gone meanwhile.
+            continue
+        if goes and number not in mounted and Path(file).is_relative_to(path):
+            return True
+    return False
 
 
 def _mounted_path(path: Path) -> Path | None:

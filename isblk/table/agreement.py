@@ -11,6 +11,7 @@ from typing import Any
 
 from isblk.block.choose import NoPathRetry
 from isblk.errors import IsblkError
+from isblk.export.fuseoptions import DEFAULT_ENGINE, Engine
 from isblk.iscsi.names import Portal
 from isblk.scsi.lun_number import lun_from_bytes, parse_lun
 from isblk.table.entry import Entry
@@ -142,7 +143,7 @@ def _replacement_seconds(text: str) -> float:
 
 
 def _fuse(effective: Effective, problems: Problems) -> None:
-    if effective.entry.has("writeback") and effective.text("fuse-engine") in (None, "pyfuse3"):
+    if effective.entry.has("writeback") and (effective.text("fuse-engine") or DEFAULT_ENGINE.value) == Engine.PYFUSE3.value:
         _at(effective, "writeback", problems, Say.WRITEBACK_ENGINE)
 
 

@@ -45,7 +45,7 @@ def check(path: Path, environment: Mapping[str, str] = os.environ, settings: Set
             table.problems.at(0, 0, Say.CONFIGURATION, reason=error)
             settings = Settings()
     for entry in (*table.entries, *table.doubtful):
-        effective = _effective(entry, settings)
+        effective = configured(entry, settings)
         examine(effective, table.problems, doubtful=entry in table.doubtful)
         _check_secrets(effective, table.problems, environment)
         _check_tls(entry, table.problems)
@@ -85,8 +85,8 @@ def read(path: Path, problems: Problems) -> str | None:
     return None
 
 
-def _effective(entry: Entry, settings: Settings) -> Effective:
-    """File names of the configuration start from its own directory, as when a command reads it."""
+def configured(entry: Entry, settings: Settings) -> Effective:
+    """What holds for an entry. File names of the configuration start from its own directory, as when a command reads it."""
     found: dict[str, Any] = {}
     for name, value in settings.for_target(*entry.names).items():
         is_path = name in ("secret-file", "target-secret-file") and not str(value.value).startswith("credential:")

@@ -6,7 +6,7 @@ A line with a problem makes no entry, and the lines behind it are read all the s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
@@ -15,7 +15,7 @@ from isblk.errors import UsageError
 from isblk.iscsi.names import Portal, TargetUrl, parse_target_url, target_name
 from isblk.table import fields
 from isblk.table.fields import Line, Piece, unescaped
-from isblk.table.options import COMMANDS, FSTAB, IGNORED, OPTIONS, PLACES, SECRETS, Kind, of
+from isblk.table.options import COMMANDS, FSTAB, IGNORED, IN_PLACE, OPTIONS, PLACES, SECRETS, Kind, of
 from isblk.table.problems import Problems, Say, hint, nearest
 
 DEFAULT_TIMEOUT = 90.0
@@ -116,15 +116,20 @@ class Entry:
         """Whether WHERE is a path, not HOST:PORT."""
         return self.where.startswith("/")
 
-    def command(self) -> list[str]:
-        """The arguments of isblk that serve it in the foreground. They hold no secret, and are the same as long as nothing changes."""
+    def command(self, without: Collection[str] = ()) -> list[str]:
+        """The arguments of isblk that serve it in the foreground, `without` some options. They hold no secret."""
         place = {Kind.FUSE: [], Kind.NBD: ["--socket" if self.is_path else "--listen", self.where], Kind.ATTACH: []}[self.kind]
         last = [] if self.kind is Kind.NBD else [self.where]
-        return [COMMANDS[self.kind], "--foreground", *place, *self._arguments(), "--", self.target, *last]
+        return [COMMANDS[self.kind], "--foreground", *place, *self._arguments(without), "--", self.target, *last]
 
-    def _arguments(self) -> Iterator[str]:
+    @property
+    def in_place(self) -> tuple[str, ...]:
+        """The options that can change while it is served. What an automount logs in with is decided when it starts."""
+        return () if self.automount else IN_PLACE
+
+    def _arguments(self, without: Collection[str]) -> Iterator[str]:
         for given in self.options:
-            argument = OPTIONS[given.name].argument
+            argument = "" if given.name in without else OPTIONS[given.name].argument
             if argument == "-o":
                 yield from (argument, given.name)
             elif argument and given.value is None:

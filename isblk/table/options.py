@@ -122,6 +122,7 @@ _ALL = (
         Value("an iSCSI name, iqn., eui. or naa.", "iqn.2001-05.com.example:host", _by(normalize_name)),
         "--initiator-name",
     ),
+    Option("log-level", _one_of("error", "warning", "info", "debug"), "--log-level"),
     Option("login-timeout", Value("a number of seconds from 0.1 to 3600", "15", _number(0.1, 3600)), "--login-timeout"),
     Option("all-portals", None, "--all-portals"),
     Option("policy", Value(", ".join(each.value for each in Policy), "failover", _by(Policy.parse)), "--policy"),
@@ -182,6 +183,8 @@ def _all() -> dict[str, Option]:
 
 OPTIONS: dict[str, Option] = _all()
 """By name."""
+IN_PLACE = ("policy", "failback", "no-path-retry", "replacement-timeout", "fence")
+"""Options that a daemon can be told while it serves: those of isblk/changing.py, which is not for a pure module to import."""
 IGNORED = ("defaults", "-")
 """For a fourth field that says nothing."""
 SECRETS = {

@@ -43,7 +43,7 @@ LINES: dict[Say, tuple[str, int]] = {
     Say.BAD_VALUE: (f"{NAME} /a fuse portal=a,policy=robin", 55),
     Say.CONTRADICTION: (f"{NAME} /a fuse portal=a,auto,noauto", 53),
     Say.NEEDS: (f"{NAME} /a fuse portal=a,secret-file=b", 60),
-    Say.WRITEBACK_ENGINE: (f"{NAME} /a fuse portal=a,writeback", 48),
+    Say.WRITEBACK_ENGINE: (f"{NAME} /a fuse portal=a,writeback,fuse-engine=pyfuse3", 48),
     Say.SAME_PORTAL: (f"{NAME} /a fuse portal=a,portal=a", 55),
     Say.NO_PORTAL: (f"{NAME} /a fuse", 1),
     Say.NO_PINGS: (f"{NAME} /a fuse portal=a,portal=b,noop-interval=0", 71),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from isblk.table.entry import DEFAULT_RETRY, DEFAULT_TIMEOUT, Entry, parse, parse_options
 from isblk.table.fields import Piece
-from isblk.table.options import Kind
+from isblk.table.options import IN_PLACE, Kind
 from isblk.table.problems import Problems, Say
 
 NAME = "iqn.2001-05.com.example:disks"
@@ -81,6 +81,13 @@ def test_an_nbd_server_at_an_address_has_its_port(written: str, where: str) -> N
     entry = only(f"{NAME} {written} nbd")
     assert entry.where == where
     assert not entry.is_path
+
+
+def test_a_command_without_what_can_change_in_place() -> None:
+    entry = only(f"{NAME} /a fuse portal=a,policy=round-robin,ro,no-path-retry=queue")
+    assert entry.in_place == IN_PLACE
+    assert entry.command(entry.in_place) == only(f"{NAME} /a fuse portal=a,ro,fence=fast").command(entry.in_place)
+    assert only(f"{NAME} /a fuse automount").in_place == ()
 
 
 def test_what_up_waits_for() -> None:
