@@ -1,7 +1,8 @@
 """The control socket as the daemon serves it: who may ask (SO_PEERCRED), how much and how long (control.py has the messages).
 
 Nothing here can disturb the data path: one connection's fault ends that connection, their number and time are bounded, and `status` is
-called between two of the daemon's own steps, so it sees its state whole.
+called between two of the daemon's own steps, so it sees its state whole. Who follows the events asks again and again (a long poll): there is
+never more on its way to a slow reader than one answer, and what it misses meanwhile is counted.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from isblk.block.events import Events
 from isblk.control import CREDENTIALS, MESSAGE_LIMIT, REQUEST_LIMIT, address, decode, encode, socket_path
 from isblk.errors import IsblkError, ProtocolError, UsageError
 
@@ -26,6 +29,15 @@ CONNECTIONS = 16
 IDLE_DEADLINE = 10.0
 """Seconds for a request to come whole, and for an answer to be taken."""
 
+FOLLOWERS = 8
+"""Connections that wait for events at once: the others must be left for `status` and `stop`."""
+
+LONGEST_POLL = 60.0
+"""Seconds that a question for events may wait for one."""
+
+EVENTS_AT_ONCE = 200
+"""Events of one answer; at some hundred bytes each it stays far below the limit of a message."""
+
 ACCEPT_PAUSE = 1.0
 """Seconds between attempts when there is no descriptor left for a connection."""
 
@@ -34,13 +46,16 @@ async def serve(
     directory: Path,
     status: Callable[[], dict[str, Any]],
     stop: Callable[[], None],
+    events: Events | None = None,
     task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen in `directory` (state.make_directory has made it) until cancelled; reports the socket's path, and removes it at the end.
 
-    `status` returns what JSON can hold; `stop` only asks for the end and returns. Raises UsageError when the socket cannot be made.
+    `status` returns what JSON can hold; `stop` only asks for the end and returns; `events` are what followers are told. Raises UsageError
+    when the socket cannot be made.
     """
     path = socket_path(directory)
+    daemon = _Daemon(status, stop, _News(Events() if events is None else events))
     listener = _listen(path)
     free = trio.Semaphore(CONNECTIONS)
     try:
@@ -50,7 +65,7 @@ async def serve(
                 while True:
                     await free.acquire()
                     connection = await _accept(accepting)
-                    nursery.start_soon(_serve_one, connection, status, stop, free)
+                    nursery.start_soon(_serve_one, connection, daemon, free)
     finally:
         path.unlink(missing_ok=True)
 
@@ -89,48 +104,104 @@ def peer_may_ask(connection: trio.socket.SocketType) -> bool:
     return uid in (0, os.geteuid())
 
 
-async def _serve_one(
-    connection: trio.socket.SocketType, status: Callable[[], dict[str, Any]], stop: Callable[[], None], free: trio.Semaphore
-) -> None:
+class _News:
+    """What followers wait for. (One event of trio's for all of them: whoever adds an event must not know who listens.)"""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        self.followers = 0
+        self._came = trio.Event()
+        events.on_event = self._ring
+
+    def _ring(self) -> None:
+        self._came.set()
+
+    async def after(self, number: int, seconds: float, connection: trio.socket.SocketType) -> None:
+        """Return when there is an event behind a number, at most after so many seconds, and when the follower says something or leaves."""
+        if self.followers >= FOLLOWERS:
+            raise UsageError(f"{FOLLOWERS} follow its events already")
+        self.followers += 1
+        try:
+            with trio.move_on_after(seconds):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._left, connection, nursery.cancel_scope)
+                    while self.events.last == number:
+                        self._came = trio.Event() if self._came.is_set() else self._came
+                        await self._came.wait()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.followers -= 1
+
+    @staticmethod
+    async def _left(connection: trio.socket.SocketType, scope: trio.CancelScope) -> None:
+        await trio.lowlevel.wait_readable(connection)
+        scope.cancel()
+
+
+@dataclass(frozen=True)
+class _Daemon:
+    """Who is asked."""
+
+    status: Callable[[], dict[str, Any]]
+    stop: Callable[[], None]
+    news: _News
+
+
+async def _serve_one(connection: trio.socket.SocketType, daemon: _Daemon, free: trio.Semaphore) -> None:
     stream = trio.SocketStream(connection)
     try:
         async with stream:
             if not peer_may_ask(connection):
                 await _send(stream, _error("only root and the user who started it may ask this daemon"))
                 return
-            await _converse(stream, status, stop)
+            await _converse(stream, daemon)
     except (ProtocolError, trio.BrokenResourceError, trio.TooSlowError) as error:
         log.debug("a control connection ended: %s", error)
     finally:
         free.release()
 
 
-async def _converse(stream: trio.SocketStream, status: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> None:
+async def _converse(stream: trio.SocketStream, daemon: _Daemon) -> None:
     buffer = bytearray()
     while True:
         with trio.fail_after(IDLE_DEADLINE):
             line = await _next_line(stream, buffer)
         if line is None:
             return
-        await _send(stream, _answer(line, status, stop))
+        await _send(stream, await _answer(line, daemon, stream.socket))
 
 
-def _answer(line: bytes, status: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> bytes:
+async def _answer(line: bytes, daemon: _Daemon, connection: trio.socket.SocketType) -> bytes:
     """The line that answers a request. A bug in what `status` calls is logged and answered: it must not end the daemon."""
     try:
-        request = decode(line).get("request")
+        message = decode(line)
+        request = message.get("request")
         if request == "status":
-            answer = encode({"answer": {"pid": os.getpid(), **status()}})
+            answer = encode({"answer": {"pid": os.getpid(), **daemon.status()}})
             return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
+        if request == "events":
+            return await _events(message, daemon.news, connection)
         if request == "stop":
-            stop()
+            daemon.stop()
             return encode({"answer": {"pid": os.getpid()}})
-        return _error(f"there is no request {str(request)[:40]!r}; there are status and stop")
+        return _error(f"there is no request {str(request)[:40]!r}; there are status, events and stop")
     except IsblkError as error:
         return _error(str(error))
     except Exception:
         log.exception("a request on the control socket failed")
         return _error("this is a bug in isblk; the daemon's log has more")
+
+
+async def _events(message: dict[str, Any], news: _News, connection: trio.socket.SocketType) -> bytes:
+    """What came after the number `after`, waited for at most `wait` seconds. Raises UsageError."""
+    after, wait = message.get("after", 0), message.get("wait", 0)
+    if not isinstance(after, int) or not isinstance(wait, int | float) or not 0 <= wait <= LONGEST_POLL or after < 0:
+        raise UsageError(f"events are asked for with a number they come after, and 0 to {LONGEST_POLL:.0f} seconds to wait")
+    if wait and news.events.last == after:
+        await news.after(after, wait, connection)
+    found, forgotten = news.events.after(after, EVENTS_AT_ONCE)
+    about = {"pid": os.getpid(), **news.events.about}
+    return encode({"answer": {**about, "events": found, "last": news.events.last, "forgotten": forgotten}})
 
 
 def _error(sentence: str) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ class Running:
             "initiator_name": self.access.initiator_name,
             "sessions": [session_status(keeper) for keeper in keepers],
             "devices": [device_status(disk) for disk in self.attachment.disks],
-            "fuse": vars(self.counters),
+            "fuse": self.counters.as_dict(),
+            "buffers": {"in_use": self.counters.held()},
         }
 
 
@@ -102,12 +104,16 @@ async def mount(spec: MountSpec, access: Access, stop: trio.Event, started: Call
                 mountpoint.remove()
 
 
+def _controlled(running: Running) -> AbstractAsyncContextManager[None]:
+    return controlled(running.spec.run_directory, running.status, running.stop, running.attachment.paths.events)
+
+
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:
     spec, disks = running.spec, running.attachment.disks
     volume = _volume(running)
     source = f"{spec.target.name}/{lun_text(disks[0].description.lun)}" if not volume.is_directory else spec.target.name
     options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other, caching=spec.caching)
-    async with controlled(spec.run_directory, running.status, running.stop), trio.open_nursery() as serving:
+    async with _controlled(running), trio.open_nursery() as serving:
         await serving.start(_engine(spec.engine), plane, volume, running.mountpoint, options, running.counters, running.stop)
         started()
 

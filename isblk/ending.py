@@ -15,6 +15,7 @@ import trio
 
 from isblk import controlserver
 from isblk.block.attach import Attached
+from isblk.block.events import Events, Kind
 from isblk.block.request import flush
 from isblk.block.stack import Disk
 from isblk.errors import IsblkError, RequestFailed
@@ -44,22 +45,34 @@ async def written_back(plane: Plane, attachment: Attached, stop: trio.Event) -> 
 
 
 @asynccontextmanager
-async def controlled(directory: Path, status: Callable[[], dict[str, Any]], stop: trio.Event) -> AsyncIterator[None]:
+async def controlled(
+    directory: Path, status: Callable[[], dict[str, Any]], stop: trio.Event, events: Events | None = None
+) -> AsyncIterator[None]:
     """A block with a control socket in `directory`; asked to stop, it sets `stop`. An IsblkError of the block comes out as itself.
 
-    Raises UsageError when the socket cannot be made.
+    `events` are told of the beginning and the end, and who follows them is told too. Raises UsageError when the socket cannot be made.
     """
+    events = Events() if events is None else events
     failure: IsblkError | None = None
     async with trio.open_nursery() as nursery:
         # An exception that crosses a nursery comes out in a group: kept until it has closed.
         try:
-            await nursery.start(controlserver.serve, directory, status, stop.set)
+            await nursery.start(controlserver.serve, directory, status, stop.set, events)
+            told = status()
+            events.about = {name: told[name] for name in ("kind", "where", "target") if name in told}
+            events.add(Kind.STARTED, f"{told.get('where', 'the daemon')} is there")
+            nursery.start_soon(_tell_the_end, stop, events)
             yield
         except* IsblkError as group:
             failure = next(error for error in _leaves(group) if isinstance(error, IsblkError))
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+async def _tell_the_end(stop: trio.Event, events: Events) -> None:
+    await stop.wait()
+    events.add(Kind.STOPPING, "the end was asked for: what is queued is written back")
 
 
 async def write_back(disks: list[Disk]) -> None:

@@ -21,6 +21,9 @@ def session_status(keeper: Keeper) -> dict[str, Any]:
         "error": keeper.reason or None,
         "logins": keeper.logins,
         "failures": keeper.failures,
+        "reconnects": max(0, keeper.logins - 1),
+        "ends": dict(keeper.ends),
+        "digest_errors": keeper.ends["digest"],
     }
     if connection is None:
         return status
@@ -53,6 +56,8 @@ def device_status(disk: Disk) -> dict[str, Any]:
         "can_trim": geometry.can_trim,
         "in_flight": disk.gate.in_flight,
         "counters": disk.gate.counters.as_dict(),
+        "error_kinds": dict(disk.gate.counters.error_kinds),
+        "latency": disk.gate.latencies(),
         **(_multipath_status(disk.device) if isinstance(disk.device, Multipath) else {}),
     }
 
@@ -64,7 +69,9 @@ def _multipath_status(device: Multipath) -> dict[str, Any]:
         "paths": [path.status() for path in device.paths],
         "waiting": device.waiting,
         "failed_over": device.failed_over,
+        "failovers": device.switches,
         "fences": device.fence.fences,
         "cache_losses": device.cache_losses,
+        "power_ons": device.power_ons,
         "journal_bytes": device.journal.bytes,
     }

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -38,6 +39,8 @@ class Server:
     def __init__(self, plane: Any, exports: list[Export], tls: Any, read_only: bool, max_connections: int) -> None:
         self.exports, self.tls, self.read_only, self.max_connections = exports, tls, read_only, max_connections
         self.last_client_gone = trio.Event()
+        self.accepted, self.refused = 3, 1
+        self.memory = SimpleNamespace(used=4096, budget=1 << 20)
         self.listening: list[socket.socket] = []
         self.order: list[str] = []
         self.answered = trio.Event()

@@ -106,7 +106,9 @@ async def _looked_at(plane: Plane, connection: Connection, where: Where) -> list
 
 def _disk(paths: PathSet, description: Description) -> Disk:
     device = paths.add_device(description)
-    return Disk(lun_from_bytes(description.lun), description, device, Gate(Aligned(device), lambda: device.cache_losses))
+    gate = Gate(Aligned(device), lambda: device.cache_losses)
+    paths.gates.append(gate)
+    return Disk(lun_from_bytes(description.lun), description, device, gate)
 
 
 async def _up(paths: PathSet) -> None:

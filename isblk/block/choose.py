@@ -177,6 +177,11 @@ class Chooser(Generic[T]):
         elif policy is Policy.SERVICE_TIME:
             self._pick = _soonest
 
+    @property
+    def used(self) -> set[int]:
+        """The numbers of the paths in the group in use."""
+        return self._used
+
     def changed(self) -> None:
         """The group is worked out anew for the next request."""
         self._group = None

@@ -25,6 +25,9 @@ class PathUnusable(RequestFailed):
 class Unit(Protocol):
     """What a command needs of the logical unit it was sent to."""
 
+    retries: int
+    """Commands that were sent once more, because the unit was busy or had something to announce."""
+
     @property
     def lun(self) -> bytes:
         """Its eight bytes."""
@@ -113,6 +116,7 @@ class Command(Task):
         """Send the same CDB once more."""
         fresh = type(self)(self.unit, self.cdb, self.request, self.read_into, self.write_from)
         fresh.retries, fresh.attentions = self.retries, self.attentions
+        self.unit.retries += 1
         self.unit.link.submit(fresh)
         self.unit.link.kick()
 

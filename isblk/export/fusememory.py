@@ -89,7 +89,7 @@ class Landing:
 
     def __init__(self, chunks: int = CHUNKS) -> None:
         self.head = memoryview(bytearray(HEAD_LENGTH))
-        self._left = chunks
+        self._most = self._left = chunks
         self._free: list[Chunk] = []
         self._chunk: Chunk | None = None
         self._position = 0
@@ -109,6 +109,11 @@ class Landing:
                 return None
         self._buffers = [self.head, chunk.memory[self._position : self._position + MAX_WRITE]]
         return self._buffers
+
+    @property
+    def used(self) -> int:
+        """Bytes of chunks that hold something, or are being filled."""
+        return (self._most - self._left) * CHUNK
 
     @property
     def room(self) -> memoryview:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -51,7 +52,10 @@ class MountOptions:
 
 @dataclass
 class Counters:
-    """Operations finished (failed ones too), bytes moved, errors returned, and requests in flight now; for `isblk status`."""
+    """Operations finished (failed ones too), bytes moved, errors returned, and requests in flight now; for `isblk status`.
+
+    `held` tells how many bytes of memory the requests in flight hold; each engine puts its own way of knowing it there.
+    """
 
     reads: int = 0
     writes: int = 0
@@ -60,3 +64,8 @@ class Counters:
     bytes_written: int = 0
     errors: int = 0
     in_flight: int = 0
+    held: Callable[[], int] = int
+
+    def as_dict(self) -> dict[str, int]:
+        """What was counted; without `held`, which is a function."""
+        return {name: value for name, value in vars(self).items() if name != "held"}

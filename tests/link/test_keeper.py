@@ -32,6 +32,7 @@ class Session:
         self.session = SimpleNamespace(login=SimpleNamespace(tpgt=group))
         self.closed = trio.Event()
         self.error: IsblkError | None = None
+        self.fault = ""
         self.time2wait = 2.0
         self.moved_to: Portal | None = None
         self.on_leaving: Callable[[], None] | None = None
@@ -65,6 +66,7 @@ class Network:
         self.told: list[tuple[float, str]] = []
         self.others: Sequence[Portal] = ()
         self.refusal: IsblkError | None = None
+        self.refusals: list[str] = []
         self.preparing = 0.0
 
     async def log_in(self, plane: object, portals: Sequence[Portal], name: str, access: Access) -> Any:
@@ -105,6 +107,9 @@ class Network:
 
     def reinstated(self, keeper: Keeper) -> None:
         self.note("reinstated")
+
+    def refused(self, keeper: Keeper, error: IsblkError) -> None:
+        self.refusals.append(str(error))
 
     def siblings(self, keeper: Keeper) -> Sequence[Portal]:
         return self.others
