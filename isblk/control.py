@@ -1,8 +1,8 @@
 """The control socket as its users see it: what runs on this machine, asked by `isblk status` and told to stop by `isblk umount`.
 
 Each daemon listens on RUN/<pid>.sock (0600 in a 0700 directory). A message is one line of JSON in UTF-8, of bounded length, in both
-directions. Request: {"isblk": 1, "request": "status"} or {..., "request": "stop"}. Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1,
-"error": "a sentence"}. The number is the version of this schema: a side that does not know it says so and reads nothing else; within a
+directions. Request: {"isblk": 1, "request": "status"}, {..., "request": "stop"} or {..., "request": "events", "after": N, "wait": SECONDS}.
+Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1, "error": "a sentence"}. The number is the version of this schema: a side that does not know it says so and reads nothing else; within a
 version, keys are only added. Several requests may follow each other on one connection.
 
 This module is the client and what both sides share. It has plain blocking sockets with a deadline and no trio, which alone would double the
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isblk.errors import ProtocolError, Unreachable, UsageError
+from isblk.errors import IsblkError, ProtocolError, Unreachable, UsageError
 
 VERSION = 1
 
@@ -35,6 +35,9 @@ REQUEST_LIMIT = 4096
 
 DEADLINE = 5.0
 """Seconds for one daemon's answer: a daemon answers between two requests, so a slower one is stopped or swapped out."""
+
+ASKED_AT_ONCE = 16
+"""Daemons."""
 
 STOP_DEADLINE = 60.0
 """Seconds for a daemon to end: queued writes, SYNCHRONIZE CACHE, logout."""
@@ -100,12 +103,33 @@ def daemons(directory: Path) -> list[Daemon]:
     return sorted((daemon for daemon in found if _listens(daemon.path)), key=lambda daemon: daemon.pid)
 
 
-def ask(path: Path, request: str, deadline: float = DEADLINE) -> dict[str, Any]:
-    """One request, one answer. Raises Unreachable when nothing answers within `deadline` seconds, ProtocolError for rubbish, UsageError
+def ask(path: Path, request: str, deadline: float = DEADLINE, **about: Any) -> dict[str, Any]:
+    """One request, with what it is `about`, one answer. Raises Unreachable when nothing answers within `deadline` seconds, ProtocolError for rubbish, UsageError
     with the daemon's own sentence when it refuses."""
     end = time.monotonic() + deadline
     with _connected(path, end) as connection:
-        return _converse(connection, path, request, end)
+        return _converse(connection, path, {"request": request, **about}, end)
+
+
+def ask_all(directory: Path, request: str = "status", **about: Any) -> tuple[list[tuple[Daemon, dict[str, Any]]], list[IsblkError]]:
+    """One request to every daemon at once, so that one which does not answer keeps nobody waiting for the others; answers and failures."""
+    found = daemons(directory)
+    if len(found) > 1:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(len(found), ASKED_AT_ONCE)) as pool:
+            said = list(pool.map(lambda daemon: _try_to_ask(daemon, request, about), found))
+    else:
+        said = [_try_to_ask(daemon, request, about) for daemon in found]
+    answers = [(daemon, answer) for daemon, answer in zip(found, said, strict=True) if not isinstance(answer, IsblkError)]
+    return answers, [answer for answer in said if isinstance(answer, IsblkError)]
+
+
+def _try_to_ask(daemon: Daemon, request: str, about: dict[str, Any]) -> dict[str, Any] | IsblkError:
+    try:
+        return ask(daemon.path, request, **about)
+    except IsblkError as error:
+        return error
 
 
 def stop(path: Path, deadline: float = STOP_DEADLINE) -> None:
@@ -177,10 +201,11 @@ def _connected(path: Path, end: float) -> Iterator[socket.socket]:
         yield connection
 
 
-def _converse(connection: socket.socket, path: Path, request: str, end: float) -> dict[str, Any]:
+def _converse(connection: socket.socket, path: Path, message: dict[str, Any], end: float) -> dict[str, Any]:
+    request = message["request"]
     try:
         connection.settimeout(max(0.001, end - time.monotonic()))
-        connection.sendall(encode({"request": request}))
+        connection.sendall(encode(message))
         message = decode(_line(connection, end))
     except TimeoutError:
         raise Unreachable(f"the daemon {path.stem} does not answer; it may be stopped (kill -CONT {path.stem})") from None

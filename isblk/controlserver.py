@@ -1,8 +1,8 @@
 """The control socket as the daemon serves it: who may ask (SO_PEERCRED), how much and how long (control.py has the messages).
 
 Nothing here can disturb the data path: one connection's fault ends that connection, their number and time are bounded, and `status` is
-called between two of the daemon's own steps, so it sees its state whole. Who follows the events asks again and again (a long poll): there is
-never more on its way to a slow reader than one answer, and what it misses meanwhile is counted.
+called between two of the daemon's own steps, so it sees its state whole. Who follows the events asks again and again (a long poll): there
+is never more on its way to a slow reader than one answer, and what it misses meanwhile is counted.
 """
 
 from __future__ import annotations

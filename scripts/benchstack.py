@@ -1,4 +1,4 @@
-"""CPU microseconds per request of block/ and iscsi/ alone: gate, alignment, multipath, unit, session, framer; no socket, no kernel, no target.
+"""CPU microseconds per request of block/ and iscsi/ alone, from the gate to the framer: no socket, no kernel, no target.
 
     .venv/bin/python scripts/benchstack.py [--rounds N] CHECKOUT [CHECKOUT]
 
@@ -127,7 +127,7 @@ def child(checkout: Path, policy: str) -> dict[str, float]:
     """The same in a fresh process with the code of a checkout."""
     env = {**os.environ, "PYTHONPATH": f"{checkout}:{checkout / 'tests'}", "PYTHONHASHSEED": "0"}
     said = subprocess.run([sys.executable, __file__, "--child", policy], env=env, capture_output=True, text=True, check=True, timeout=60)
-    return dict((name, float(value)) for name, value in (line.split() for line in said.stdout.splitlines()))
+    return {name: float(value) for name, value in (line.split() for line in said.stdout.splitlines())}
 
 
 def main() -> None:

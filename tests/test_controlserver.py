@@ -249,16 +249,16 @@ async def test_a_follower_waits_for_what_comes_next(tmp_path: Path) -> None:
         events.add(Kind.LOGOUT, "now")
         with trio.fail_after(5):
             while len(heard) < 2:
-                await trio.sleep(0.01)
+                await trio.lowlevel.checkpoint()
         assert [[event["text"] for event in answer["events"]] for answer in heard] == [["now"], ["now"]]
         nursery.start_soon(ask, 0)  # There is something already.
         with trio.fail_after(5):
             while len(heard) < 3:
-                await trio.sleep(0.01)
+                await trio.lowlevel.checkpoint()
 
 
 async def test_waiting_has_an_end_and_so_has_the_number_of_those_who_wait(tmp_path: Path) -> None:
-    async with telling(tmp_path) as (events, path):
+    async with telling(tmp_path) as (_, path):
         assert (await follow(path, 0, wait=0.05))["answer"]["events"] == []
         waiting = [await trio.open_unix_socket(path) for _ in range(FOLLOWERS)]
         for stream in waiting:

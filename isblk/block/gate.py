@@ -135,7 +135,7 @@ class Gate:
             done(request)
 
     def _time(self, request: Request) -> None:
-        """One of a number: note when it began. Its callback is another, so that those which are not timed are asked nothing at their end."""
+        """One of a number: note when it began. Its callback is another, so that the others are asked nothing at their end."""
         assert request.done is not None
         request.done = partial(self._timed, monotonic(), self._weight, request.done)
         self._sampler.took()

@@ -28,7 +28,9 @@ RATE_SHARE = 0.1
 
 
 class Path:
-    """Mutable state, changed by its Multipath alone; `on_change` is told of another state. `in_flight` counts requests, `bytes_in_flight` and `service_rate` bytes (per second).
+    """Mutable state, changed by its Multipath alone; `on_change` is told of another state.
+
+    `in_flight` counts requests, `bytes_in_flight` and `service_rate` bytes (per second).
 
     `session` counts the sessions that carried requests; `ended` is the last of them known to have ended at the target, tasks too. Every
     `every`-th request is timed (latency.py); `retries` counts commands sent again on sessions that are gone.

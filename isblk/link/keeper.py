@@ -85,7 +85,7 @@ class Owner(Protocol):
 
 
 class Keeper:
-    """One path slot. `phase`, `since` (seconds since 1970) and `reason` are for status; `ends` counts sessions that ended, by what ended them."""
+    """One path slot. `phase`, `since` (seconds since 1970) and `reason` are for status; `ends` counts sessions by what ended them."""
 
     def __init__(
         self, plane: Plane, portal: Portal, target_name: str, access: Access, owner: Owner, back_off: BackOff | None = None

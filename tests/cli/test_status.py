@@ -218,6 +218,3 @@ def test_a_block_device_with_its_connections(run: Run, told: Told) -> None:
     assert "2 connections, 3 replaced, timeout 300 s" in lines(run)[5]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5, "0:00:05"), (3725, "1:02:05"), (-9, "0:00:00"), (200000, "2 d 7 h")])
-def test_age(seconds: int, text: str) -> None:
-    assert cli._age(time.time() - seconds - 0.3) == text
