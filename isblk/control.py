@@ -2,8 +2,8 @@
 
 Each daemon listens on RUN/<pid>.sock (0600 in a 0700 directory). A message is one line of JSON in UTF-8, of bounded length, in both
 directions. Request: {"isblk": 1, "request": "status"}, {..., "request": "stop"} or {..., "request": "events", "after": N, "wait": SECONDS}.
-Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1, "error": "a sentence"}. The number is the version of this schema: a side that does not know it says so and reads nothing else; within a
-version, keys are only added. Several requests may follow each other on one connection.
+Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1, "error": "a sentence"}. The number is the version of this schema: a side that does not
+know it says so and reads nothing else; within a version, keys are only added. Several requests may follow each other on one connection.
 
 This module is the client and what both sides share. It has plain blocking sockets with a deadline and no trio, which alone would double the
 time `isblk status` takes to start; the server is controlserver.py.
@@ -104,8 +104,8 @@ def daemons(directory: Path) -> list[Daemon]:
 
 
 def ask(path: Path, request: str, deadline: float = DEADLINE, **about: Any) -> dict[str, Any]:
-    """One request, with what it is `about`, one answer. Raises Unreachable when nothing answers within `deadline` seconds, ProtocolError for rubbish, UsageError
-    with the daemon's own sentence when it refuses."""
+    """One request, with what it is `about`, one answer. Raises Unreachable when nothing answers within `deadline` seconds, ProtocolError
+    for rubbish, UsageError with the daemon's own sentence when it refuses."""
     end = time.monotonic() + deadline
     with _connected(path, end) as connection:
         return _converse(connection, path, {"request": request, **about}, end)

@@ -97,7 +97,7 @@ class _Followed:
 
 def about(answer: dict[str, Any]) -> dict[str, Any]:
     """Whose the events of an answer are: `pid`, `daemon` (its kind), `where`, `target`."""
-    found = {name: answer[name] for name in ("pid", "where", "target") if name in answer}
+    found: dict[str, Any] = {name: answer[name] for name in ("pid", "where", "target") if name in answer}
     return {**found, **({"daemon": answer["kind"]} if "kind" in answer else {})}
 
 

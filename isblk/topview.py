@@ -129,7 +129,7 @@ def _other_interval(interval: float, step: int) -> float:
 
 
 HELP = (
-    "isblk top: what the disks of this user's daemons are doing",
+    "isblk top: what the disks of this user's daemons are doing (any key goes back)",
     "",
     "  q        quit                      p        show or hide the paths",
     "  space    stand still, go on        + -      longer or shorter intervals",
@@ -143,10 +143,8 @@ HELP = (
     "  w  WRITE/s  of them writes         a  WAIT     requests that wait for a path",
     "  b  MB/s     10^6 bytes a second    e  ERR      errors since the start",
     "",
-    "A device in red had faults in this interval: errors, repetitions, failovers, fences.",
+    "A disk in red had faults in this interval: errors, repetitions, failovers.",
     "Latencies are of sampled requests (isblk-top(1)).",
-    "",
-    "Any key goes back.",
 )
 
 

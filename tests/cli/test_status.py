@@ -11,7 +11,6 @@ import pytest
 from click.testing import Result
 
 from isblk import control
-from isblk.cli import status as cli
 from isblk.errors import Unreachable
 
 Run = Callable[..., Result]
@@ -216,5 +215,3 @@ def test_a_block_device_with_its_connections(run: Run, told: Told) -> None:
     ]
     told({**found, "block_device": {**block_device, **more, "replaced_connections": 3}})
     assert "2 connections, 3 replaced, timeout 300 s" in lines(run)[5]
-
-
