@@ -231,7 +231,8 @@ def registry(ask: Callable[[], tuple[Sequence[Status], int]]) -> CollectorRegist
 
 def text(ask: Callable[[], tuple[Sequence[Status], int]]) -> str:
     """OpenMetrics text."""
-    return generate_latest(registry(ask)).decode()
+    found: bytes = generate_latest(registry(ask))  # type: ignore[no-untyped-call]
+    return found.decode()
 
 
 def exposed_names() -> set[str]:
@@ -253,7 +254,7 @@ def _places(daemons: Sequence[Status]) -> Iterator[tuple[str, Status]]:
 
 def _empty(family: Family) -> Metric:
     more = {"unit": unit} if (unit := family.name.rpartition("_")[2]) in ("seconds", "bytes") else {}
-    return family.kind(family.name, family.text, labels=family.labels, **more)  # type: ignore[call-arg,arg-type]  # which each of them takes
+    return family.kind(family.name, family.text, labels=family.labels, **more)  # type: ignore[call-arg]  # which each of them takes
 
 
 def _add(metric: Metric, labels: list[str], value: Any) -> None:
