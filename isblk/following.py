@@ -45,6 +45,7 @@ class _Followed:
         self._wait = POLL
         self._line = bytearray()
         self._first = True
+        self.process = _Process(daemon.pid)
         self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.connection.settimeout(CONNECT_SECONDS)
@@ -52,8 +53,13 @@ class _Followed:
                 self.connection.connect(name)
             self.ask()
         except OSError:
-            self.connection.close()
+            self.close()
             raise
+
+    def close(self) -> None:
+        """Hang up, and look after its process no more."""
+        self.connection.close()
+        self.process.close()
 
     def ask(self) -> None:
         """What came after? Raises OSError."""
@@ -83,7 +89,7 @@ class _Followed:
     def _take(self, answer: Any) -> Iterator[Event]:
         if not isinstance(answer, dict) or not isinstance(answer.get("events"), list) or not isinstance(answer.get("last"), int):
             raise ProtocolError(f"the daemon {self.daemon.pid} answers a question about events with something else")
-        self.about |= about(answer)
+        self.about = about(self.daemon, answer)
         if answer.get("forgotten") and not self._first:
             told = f"{answer['forgotten']} events were forgotten before they were read"
             yield {"time": time.time(), "kind": "forgotten", "level": "warning", "text": told, **self.about}
@@ -95,10 +101,10 @@ class _Followed:
             self.last = answer["last"]
 
 
-def about(answer: dict[str, Any]) -> dict[str, Any]:
+def about(daemon: control.Daemon, answer: dict[str, Any]) -> dict[str, Any]:
     """Whose the events of an answer are: `pid`, `daemon` (its kind), `where`, `target`."""
-    found: dict[str, Any] = {name: answer[name] for name in ("pid", "where", "target") if name in answer}
-    return {**found, **({"daemon": answer["kind"]} if "kind" in answer else {})}
+    found = {"daemon": answer.get("kind"), "where": answer.get("where"), "target": answer.get("target")}
+    return {"pid": daemon.pid, **{name: value for name, value in found.items() if value is not None}}
 
 
 def past(directory: Path) -> tuple[list[Event], dict[int, int], list[IsblkError]]:
@@ -108,7 +114,7 @@ def past(directory: Path) -> tuple[list[Event], dict[int, int], list[IsblkError]
     answers, failures = control.ask_all(directory, "events", after=0)
     for daemon, answer in answers:
         while True:
-            whose = about(answer)
+            whose = about(daemon, answer)
             events += [{**event, **whose} for event in answer["events"]]
             last[daemon.pid] = answer["events"][-1]["number"] if answer["events"] else answer["last"]
             if not answer["events"] or last[daemon.pid] >= answer["last"]:
@@ -128,14 +134,15 @@ class Follower:
         self._directory = directory
         self._known = dict(known)
         self._followed: dict[int, _Followed] = {}
-        self._leaving: dict[int, tuple[control.Daemon, dict[str, Any]]] = {}
+        self._leaving: dict[int, _Followed] = {}
         self._next_scan = 0.0
 
     def close(self) -> None:
         """Hang up."""
-        for followed in self._followed.values():
-            followed.connection.close()
+        for followed in (*self._followed.values(), *self._leaving.values()):
+            followed.close()
         self._followed.clear()
+        self._leaving.clear()
 
     def poll(self) -> list[Event]:
         """What has happened, waited for at most SCAN_SECONDS."""
@@ -155,10 +162,12 @@ class Follower:
     def _scan(self) -> None:
         """Sockets that are new. (Not `control.daemons`, which connects to each to see whether it lives: they would all be woken for it.)"""
         for path in self._directory.glob("*.sock"):
-            if not path.stem.isdecimal() or (pid := int(path.stem)) in self._followed or pid in self._leaving:
+            if not path.stem.isdecimal() or (pid := int(path.stem)) in self._followed:
                 continue
             with suppress(OSError):  # It is stopped, too busy, another's, or a dead one's: another time.
                 self._followed[pid] = _Followed(control.Daemon(path, pid), self._known.get(pid, 0))
+                if pid in self._leaving:  # It had only hung up.
+                    self._leaving.pop(pid).close()
 
     def _read(self, followed: _Followed) -> list[Event]:
         found: list[Event] = []
@@ -180,30 +189,39 @@ class Follower:
         followed.connection.close()
         del self._followed[followed.daemon.pid]
         self._known[followed.daemon.pid] = followed.last
-        self._leaving[followed.daemon.pid] = followed.daemon, followed.about
+        self._leaving[followed.daemon.pid] = followed
 
     def _ended(self) -> list[Event]:
-        """Of those that hung up, who has really ended; the others are tried again."""
+        """Of those that hung up, who has really ended; one that serves its socket still is connected to again."""
         found: list[Event] = []
-        for pid, (daemon, whose) in list(self._leaving.items()):
-            if _lives(pid):
-                if daemon.path.exists():  # It serves its socket still: it has only hung up.
-                    del self._leaving[pid]
-                continue
-            del self._leaving[pid]
-            self._known.pop(pid, None)
-            found.append({"time": time.time(), **_last_word(daemon), **whose})
+        for pid, followed in list(self._leaving.items()):
+            if followed.process.has_ended:
+                self._known.pop(pid, None)
+                found.append({"time": time.time(), **_last_word(followed.daemon), **followed.about})
+                del self._leaving[pid]
+                followed.close()
         return found
 
 
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+class _Process:
+    """Whether a process has ended, known by a pidfd: its number may soon be another's, and its corpse may lie for long."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._descriptor: int | None = os.pidfd_open(pid)
+        except (OSError, ValueError):
+            self._descriptor = None
+
+    @property
+    def has_ended(self) -> bool:
+        """True also of one that never was."""
+        return self._descriptor is None or bool(select.select([self._descriptor], [], [], 0)[0])
+
+    def close(self) -> None:
+        """Once."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def _last_word(daemon: control.Daemon) -> Event:

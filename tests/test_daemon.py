@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,6 +27,7 @@ from isblk.link.opening import Access
 from isblk.link.plane import Plane
 from isblk.link.sweeper import Timing
 from isblk.target.config import LunConfig, PortalConfig
+from support import schema
 from support.targets import MIB, RunningTarget, disk, running_target
 
 INITIATOR = "iqn.2026-11.test.isblk:initiator"
@@ -177,7 +177,7 @@ async def test_its_status_is_answered_over_the_control_socket(front_end: FrontEn
             (found,) = await trio.to_thread.run_sync(control.daemons, wanted.run_directory)
             answer = await trio.to_thread.run_sync(control.ask, found.path, "status")
             stop.set()
-    assert json.loads(json.dumps(answer)) == answer
+    schema.check(answer)
     assert (answer["pid"], answer["kind"], answer["where"], answer["target"]) == (os.getpid(), "mount", str(tmp_path / "disk"), target.name)
     assert (answer["engine"], answer["caching"]) == ("pyfuse3", "direct_io")
     assert (answer["read_only"], len(answer["sessions"]), len(answer["devices"])) == (False, 1, 1)

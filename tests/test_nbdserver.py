@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +24,7 @@ from isblk.link.sweeper import Timing
 from isblk.listening import Listener, at_path
 from isblk.nbdserver import NbdSpec, serve
 from isblk.scsi.data import Provisioning
+from support import schema
 from support.targets import MIB, RunningTarget, disk, running_target
 
 ACCESS = Access("iqn.2026-11.test.isblk:initiator", Isid.from_random(1), timing=Timing(login_timeout=5))
@@ -139,7 +139,7 @@ async def test_its_status_is_answered_over_the_control_socket(tmp_path: Path) ->
         async with serving(wanted, at_path(tmp_path / "s")):
             (found,) = await trio.to_thread.run_sync(control.daemons, wanted.run_directory)
             answer = await trio.to_thread.run_sync(control.ask, found.path, "status")
-    assert json.loads(json.dumps(answer)) == answer
+    schema.check(answer)
     where = str(tmp_path / "s")
     assert (answer["pid"], answer["kind"], answer["where"], answer["listens"]) == (os.getpid(), "nbd", where, [where])
     assert (answer["uris"], answer["tls"], answer["read_only"]) == ([f"nbd+unix:///?socket={where}"], False, True)

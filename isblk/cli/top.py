@@ -8,6 +8,7 @@ so that a daemon which is slow to answer never keeps a key waiting.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -114,6 +115,7 @@ def _live(view: View) -> None:
     import locale
 
     locale.setlocale(locale.LC_ALL, "")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Else curses has a handler of its own, which exits as if there were a bug.
     try:
         curses.wrapper(_screen, view)
     except curses.error as error:
@@ -181,6 +183,8 @@ def _looks() -> dict[Style, int]:
     from isblk.cli.text import has_colours
 
     curses.curs_set(0)
+    if curses.has_colors():
+        curses.use_default_colors()  # Else curses paints everything white on black.
     looks = dict.fromkeys(Style, curses.A_NORMAL)
     looks |= {
         Style.TITLE: curses.A_BOLD,
@@ -190,7 +194,6 @@ def _looks() -> dict[Style, int]:
     }
     if not (curses.has_colors() and has_colours()):
         return looks
-    curses.use_default_colors()
     for number, (style, colour) in enumerate(_COLOURS.items(), 1):
         curses.init_pair(number, getattr(curses, f"COLOR_{colour}"), -1)
         looks[style] |= curses.color_pair(number)

@@ -40,10 +40,10 @@ class Terminal:
     def text(self) -> str:
         return "\n".join(self.lines)
 
-    def colour(self, text: str) -> set[str]:
-        """The colours in which the first appearance of a text is drawn."""
+    def colour(self, text: str, beside: str = "") -> set[str]:
+        """The colours in which the first appearance of a text is drawn; on a line that also has the text `beside`."""
         for at, line in enumerate(self.screen.display):
-            if text in line:
+            if text in line and beside in line:
                 start = line.index(text)
                 return {self.screen.buffer[at][column].fg for column in range(start, start + len(text))}
         raise AssertionError(f"{text!r} is not on the screen\n{self.text}")
