@@ -11,6 +11,7 @@ import pytest
 from click.testing import Result
 
 from isblk import control
+from isblk.cli import status as cli
 from isblk.errors import Unreachable
 
 Run = Callable[..., Result]
