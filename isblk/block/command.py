@@ -21,6 +21,8 @@ from isblk.scsi.sense import Action, Status, Verdict, flush_verdict, is_unsuppor
 class PathUnusable(RequestFailed):
     """This path cannot do the request, another may: a standby port, a controller that lost its unit. Nothing was done."""
 
+    kind = "unusable"
+
 
 class Unit(Protocol):
     """What a command needs of the logical unit it was sent to."""
