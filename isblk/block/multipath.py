@@ -85,7 +85,7 @@ class Multipath:
         self._timed = policies.measures_time
         self._on_carried = self._carried
         self._sole: Path | None = None
-        self._serving: tuple[Path, ...] = ()
+        self._serving: set[int] = set()
         self._careful = True
         self._frozen: set[str] = set()
         self._queue: deque[Request] = deque()
@@ -247,8 +247,8 @@ class Multipath:
         self._chooser.changed()
         best = self._chooser.choose(self.live, 0)
         self._sole = best if len(self.live) == 1 or not self.policies.spreads else None
-        if best is not None and best not in self._serving:
-            self._serve_by(tuple(path for path in self.live if path.number in self._chooser.used))
+        if best is not None and self._chooser.used != self._serving:
+            self._serve_by(self._chooser.used)
         if best is not None or (self.live and self.fence.replay_needed) or transitioning(self.live):
             self._pathless_since = None
             self._given_up = False
@@ -260,14 +260,14 @@ class Multipath:
         special = limited or self._ended or self._given_up or self._frozen or self.fence.active or self.journal.full
         self._careful = bool(special) or best is None
 
-    def _serve_by(self, paths: tuple[Path, ...]) -> None:
+    def _serve_by(self, numbers: set[int]) -> None:
         """Other paths carry requests from now on: a failover when none of those before them is left in use."""
-        before, self._serving = self._serving, paths
-        if not before or any(path in paths for path in before):
+        before, self._serving = self._serving, numbers
+        if not before or before & numbers:
             return
         self.switches += 1
-        kind = Kind.FAILBACK if all(path.carries for path in before) else Kind.FAILOVER
-        old, new = ([str(path.keeper.portal) for path in each] for each in (before, paths))
+        kind = Kind.FAILBACK if all(path.carries for path in self.paths if path.number in before) else Kind.FAILOVER
+        old, new = ([str(path.keeper.portal) for path in self.paths if path.number in each] for each in (before, numbers))
         self.tell(kind, f"requests go to {', '.join(new)} now, not to {', '.join(old)}", before=old, after=new)
 
     def _patience(self) -> str:

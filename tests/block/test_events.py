@@ -8,7 +8,7 @@ import time
 import pytest
 import trio
 
-from isblk.block.choose import NoPathRetry
+from isblk.block.choose import NoPathRetry, Policy
 from isblk.block.events import KEPT, NOBODY, TEXT_LIMIT, Events, Kind
 from isblk.scsi.data import AccessState
 from support.fakepaths import Rig
@@ -104,4 +104,35 @@ async def test_a_device_without_a_path_says_so_once_and_when_it_gives_up(autojum
         rig.up(0)
         rig.device.powered_on()
         assert kinds(events)[2:] == ["power-on"], "the same path as before is no failover"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.logs("path .* is down", "path .* is up")
+async def test_paths_that_share_the_work_come_and_go_without_a_failover(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig, events = Rig(nursery, count=3, policy=Policy.ROUND_ROBIN), Events()
+        rig.device.events = events
+        for number in range(3):
+            rig.up(number)
+        rig.cut(0)
+        rig.up(0)
+        assert kinds(events) == [] and rig.device.switches == 0
+        rig.cut(1)
+        rig.cut(2)
+        assert rig.device.switches == 0, "one of those that carried requests is left"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.logs("path .* is down")
+async def test_retries_and_latencies_of_a_path_outlive_its_sessions(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery, count=1, hold=False)
+        rig.up(0)
+        path = rig.device.paths[0]
+        for block in range(20):
+            rig.read(block)
+        assert path.latency.as_dict()["requests"] == path.requests == 20
+        rig.unit(0).retries = 3
+        rig.cut(0)
+        assert path.retries == 3 and path.latency.samples == 20
         nursery.cancel_scope.cancel()
