@@ -147,6 +147,7 @@ def test_a_failover_is_followed_line_by_line_across_daemons_that_come_and_go(com
         commands.target.ask("close 0")
         put(tmp_path / "one", 0, DATA, sync=True)
         until(lambda: kinds(followed).count("failover") == 2, "both failovers")
+        until(lambda: kinds(followed).count("login-failed") == 2, "both to have tried again")
         commands.umount(tmp_path / "two")
         until(lambda: "stopped" in kinds(followed), "the end of the second mount")
     events = [json.loads(line) for line in followed.stdout.splitlines()]
@@ -251,10 +252,12 @@ def test_a_daemon_that_is_stopped_hides_no_other(commands: Commands, tmp_path: P
     first, second = commands.status()
     os.kill(first["pid"], signal.SIGSTOP)
     try:
-        done = commands.run("top", "--once", "--json", "--interval", "0.1")
-        assert [row["where"] for row in json.loads(done.stdout)["rows"] if row["path"] is None] == [second["where"]]
+        done = commands.run("metrics")
+        found = samples(done.stdout)
         assert "does not answer" in done.stderr
-        found = samples(commands.run("metrics").stdout)
+        assert {
+            value for (name, labels), value in found.items() if name == "isblk_daemon_info" and ("export", second["where"]) in labels
+        } == {1}
         assert (found["isblk_daemons", frozenset()], found["isblk_daemons_unreachable", frozenset()]) == (1, 1)
     finally:
         os.kill(first["pid"], signal.SIGCONT)
