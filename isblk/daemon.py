@@ -82,7 +82,7 @@ class Running:
             "initiator_name": self.access.initiator_name,
             "sessions": [session_status(keeper) for keeper in keepers],
             "devices": [device_status(disk) for disk in self.attachment.disks],
-            "fuse": self.counters.as_dict(),
+            "fuse": vars(self.counters),
             "buffers": {"in_use": self.counters.held()},
         }
 

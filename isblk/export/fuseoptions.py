@@ -50,12 +50,19 @@ class MountOptions:
         return options | ({"ro"} if self.read_only or read_only else set()) | ({"allow_other"} if self.allow_other else set())
 
 
-@dataclass
-class Counters:
-    """Operations finished (failed ones too), bytes moved, errors returned, and requests in flight now; for `isblk status`.
+class _Memory:
+    """`held` tells how many bytes of memory the requests in flight hold; each engine puts its own way of knowing it there.
 
-    `held` tells how many bytes of memory the requests in flight hold; each engine puts its own way of knowing it there.
+    Apart from the counters, so that `vars` of them are numbers.
     """
+
+    __slots__ = ("held",)
+    held: Callable[[], int]
+
+
+@dataclass
+class Counters(_Memory):
+    """Operations finished (failed ones too), bytes moved, errors returned, and requests in flight now; for `isblk status`."""
 
     reads: int = 0
     writes: int = 0
@@ -64,8 +71,6 @@ class Counters:
     bytes_written: int = 0
     errors: int = 0
     in_flight: int = 0
-    held: Callable[[], int] = int
 
-    def as_dict(self) -> dict[str, int]:
-        """What was counted; without `held`, which is a function."""
-        return {name: value for name, value in vars(self).items() if name != "held"}
+    def __post_init__(self) -> None:
+        self.held = int

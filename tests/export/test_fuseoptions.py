@@ -22,4 +22,4 @@ def test_words_of_the_command_line_are_values() -> None:
 
 
 def test_counters_begin_at_nothing() -> None:
-    assert set(Counters().as_dict().values()) == {Counters().held()} == {0}
+    assert set(vars(Counters()).values()) == {Counters().held()} == {0}
