@@ -20,6 +20,7 @@ import trio
 from isblk.block.events import Events
 from isblk.control import CREDENTIALS, MESSAGE_LIMIT, REQUEST_LIMIT, address, decode, encode, socket_path
 from isblk.errors import IsblkError, ProtocolError, UsageError
+from isblk.logs import recent
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,10 @@ async def _answer(line: bytes, daemon: _Daemon, connection: trio.socket.SocketTy
         if request == "stop":
             daemon.stop()
             return encode({"answer": {"pid": os.getpid()}})
-        return _error(f"there is no request {str(request)[:40]!r}; there are status, events and stop")
+        if request == "log":
+            answer = encode({"answer": {"pid": os.getpid(), "lines": recent.lines()}})
+            return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
+        return _error(f"there is no request {str(request)[:40]!r}; there are status, events, stop and log")
     except IsblkError as error:
         return _error(str(error))
     except Exception:

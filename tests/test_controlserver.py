@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,8 @@ from isblk.block.events import KEPT, Events, Kind
 from isblk.control import MESSAGE_LIMIT, REQUEST_LIMIT, ask, daemons, decode, encode
 from isblk.controlserver import CONNECTIONS, EVENTS_AT_ONCE, FOLLOWERS, IDLE_DEADLINE, serve
 from isblk.errors import PathLost, UsageError
+from isblk.logs.output import remember
+from support.logs import restored_logging
 
 
 class Daemon:
@@ -289,3 +292,12 @@ async def test_a_question_about_events_that_makes_no_sense_is_refused(tmp_path: 
     async with telling(tmp_path) as (_, path), await trio.open_unix_socket(path) as stream:
         await stream.send_all(encode({"request": "events", **question}))
         assert "events are asked for with a number" in (await lines(stream, 1))[0]["error"]
+
+
+async def test_a_daemon_tells_what_it_logged(tmp_path: Path) -> None:
+    with restored_logging():
+        remember()
+        logging.getLogger("isblk.some.module").info("something happened")
+        async with serving(tmp_path) as daemon:
+            line = (await daemon.ask("log"))["lines"][-1]
+    assert line.endswith("INFO isblk.some.module: something happened")

@@ -6,11 +6,13 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 import trio.lowlevel
 
 from isblk.block.align import Aligned
+from isblk.block.events import Events
 from isblk.block.gate import Gate
 from isblk.block.pathset import PathSet
 from isblk.block.policies import Policies
@@ -46,6 +48,21 @@ class Where:
             raise UsageError("the same portal is given twice: each -p is a path of its own, so name different ones")
 
 
+class Attachment(Protocol):
+    """Disks for a front end, whose sessions are there all the time (Attached) or come and go (sleeper.Sleeper)."""
+
+    @property
+    def disks(self) -> list[Disk]:
+        """The disks as front ends take them."""
+
+    @property
+    def paths(self) -> PathSet:
+        """The paths there are now."""
+
+    def hasten(self, seconds: float) -> None:
+        """The end is near: find out soon whether the target still answers, and wait for a login no longer than so many seconds."""
+
+
 @dataclass
 class Attached:
     """What is attached: the disks as front ends take them, and the paths below."""
@@ -53,16 +70,22 @@ class Attached:
     disks: list[Disk]
     paths: PathSet
 
+    def hasten(self, seconds: float) -> None:
+        """The end is near: find out soon whether the target still answers. Requests without a path are bounded by whoever ends them."""
+        for keeper in self.paths.keepers:
+            if keeper.connection is not None:
+                keeper.connection.hasten()
+
 
 @asynccontextmanager
 async def attached(
-    plane: Plane, where: Where, access: Access, policies: Policies, back_off: BackOff | None = None
+    plane: Plane, where: Where, access: Access, policies: Policies, back_off: BackOff | None = None, events: Events | None = None
 ) -> AsyncIterator[Attached]:
     """Keep sessions to every portal for the length of a block. Needs one that answers at the start; the others join when they do.
 
     Raises Unreachable, LoginRefused, NotFound, UsageError, ProtocolError, as a single login does.
     """
-    paths = PathSet(plane, policies)
+    paths = PathSet(plane, policies, events)
     for portal, isid in zip(where.portals, where.isids, strict=True):
         paths.add_keeper(Keeper(plane, portal, where.target_name, access.with_isid(isid), paths, back_off))
     first, connection = await _first(plane, paths.keepers, where.target_name)

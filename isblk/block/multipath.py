@@ -20,6 +20,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import trio
 
@@ -31,17 +32,18 @@ from isblk.block.journal import Journal
 from isblk.block.path import Path
 from isblk.block.policies import Policies
 from isblk.block.request import Geometry, Op, Request
-from isblk.errors import IsblkError, NoPath, PathLost, RequestFailed, TaskAborted
+from isblk.errors import DATA_LOSS, IsblkError, NoPath, PathLost, RequestFailed, TaskAborted
 from isblk.scsi.data import AccessState
 
-_log = logging.getLogger(__name__)
+_log: Final = logging.getLogger(__name__)
 
-REPEATS = 5
+REPEATS: Final = 5
 """How often a request that ends with nothing done (aborted, a path that cannot) is tried again before its error is told."""
-HURRY_SECONDS = 1.0
+HURRY_SECONDS: Final = 1.0
 """How often paths are hurried while requests wait and there is none: what waits asks for nothing more, and a back-off grows long."""
 
-_READ, _FLUSH = Op.READ, Op.FLUSH
+_READ: Final = Op.READ
+_FLUSH: Final = Op.FLUSH
 
 
 class Carried(Request):
@@ -359,7 +361,8 @@ class Multipath:
         # A logout that was asked for, by us or by the target, is no news to wake anybody for.
         level = logging.INFO if isinstance(error, PathLost) and not error.sent else logging.WARNING
         left, all_paths = len(self.live), len(self.paths)
-        _log.log(level, "%s: path %s is down: %s; %d of %d paths left", self.name, path.keeper.portal, error, left, all_paths)
+        about = {"portal": path.keeper.portal}
+        _log.log(level, "%s: path %s is down: %s; %d of %d paths left", self.name, path.keeper.portal, error, left, all_paths, extra=about)
         if not self.live and len(self.journal):
             self.fence.replay_needed = True
         self._reconsider()
@@ -389,7 +392,8 @@ class Multipath:
             self.live.append(path)
             self.live.sort(key=lambda one: one.number)
         level = logging.WARNING if path.losses else logging.INFO
-        _log.log(level, "%s: path %s is up; %d of %d paths", self.name, path.keeper.portal, len(self.live), len(self.paths))
+        about = {"portal": path.keeper.portal}
+        _log.log(level, "%s: path %s is up; %d of %d paths", self.name, path.keeper.portal, len(self.live), len(self.paths), extra=about)
         self._pathless_since = None
         self._given_up = False
         self.fence.changed()
@@ -469,7 +473,7 @@ class Multipath:
         lost = self.journal.clear()
         self.cache_losses += 1
         self._cache_lost = f"{self.name}: {lost} acknowledged writes are lost: {reason}"
-        _log.error("%s", self._cache_lost)
+        _log.error("%s", self._cache_lost, extra=DATA_LOSS)
         self.tell(Kind.WRITE_BACK_FAILED, f"{lost} acknowledged writes are lost: {reason}", writes=lost)
 
     def flush_ended(self, request: Request, failures: list[tuple[Carried, Exception]]) -> None:

@@ -5,26 +5,66 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, Protocol
 
 from isblk.block.choose import PathState
 from isblk.block.latency import Histogram, Sampler
-from isblk.block.lun import LogicalUnit
-from isblk.block.probe import Description
-from isblk.errors import kind_of
-from isblk.link.connection import Connection
+from isblk.block.probe import Description, Link
+from isblk.block.request import Device, Geometry
+from isblk.errors import IsblkError, kind_of
+from isblk.iscsi.pdu import TaskManagement
+from isblk.iscsi.task import Task
 from isblk.link.keeper import Keeper, Phase
 from isblk.scsi.data import AccessState
 from isblk.scsi.inquiry import Association, DesignatorType
 
-FLAPS = 4
-FLAP_SECONDS = 60.0
+FLAPS: Final = 4
+FLAP_SECONDS: Final = 60.0
 """A path that was lost FLAPS times in so many seconds is damped (san_path_err_threshold of multipath-tools)."""
-CARRYING = (AccessState.OPTIMIZED, AccessState.NON_OPTIMIZED, AccessState.LBA_DEPENDENT)
-DEPTH_LIMIT = 256
-"""Requests on one path beyond which a limit is no limit: more than any front end has."""
-RATE_SHARE = 0.1
+CARRYING: Final = (AccessState.OPTIMIZED, AccessState.NON_OPTIMIZED, AccessState.LBA_DEPENDENT)
+DEPTH_LIMIT: Final = 256
+"""Requests on one path beyond which a limit is no limit, where none was set: more than any front end has."""
+RATE_SHARE: Final = 0.1
 """How much the latest request counts in the rate of a path (an exponential mean)."""
+
+
+class Unit(Device, Protocol):
+    """A logical unit by way of one session; lun.LogicalUnit is one."""
+
+    @property
+    def retries(self) -> int:
+        """Commands that were sent once more."""
+
+    @property
+    def lun(self) -> bytes:
+        """Its eight bytes."""
+
+    @property
+    def link(self) -> Link:
+        """The session."""
+
+    @property
+    def description(self) -> Description:
+        """What it has said of itself."""
+
+    async def listen(self) -> None:
+        """Have it say what it has to announce. Raises PathLost."""
+
+    async def refresh(self) -> Geometry:
+        """Take up a changed capacity. Raises IsblkError."""
+
+
+class Nexus(Protocol):
+    """The session of a path; link.connection.Connection is one."""
+
+    async def manage(self, function: TaskManagement, *, task: Task | None = None, lun: bytes = bytes(8)) -> int:
+        """A task management function; its response code. Raises PathLost."""
+
+    def leave(self, why: str, seconds: float) -> None:
+        """Take no more tasks, let the open ones end within so many seconds, log out."""
+
+    def fail(self, error: IsblkError) -> None:
+        """End it now."""
 
 
 class Path:
@@ -36,7 +76,7 @@ class Path:
     `every`-th request is timed (latency.py); `retries` counts commands sent again on sessions that are gone.
     """
 
-    def __init__(self, number: int, keeper: Keeper) -> None:
+    def __init__(self, number: int, keeper: Keeper, queue_depth: int | None = None) -> None:
         self.number = number
         self.keeper = keeper
         self.state = PathState.DOWN
@@ -46,9 +86,10 @@ class Path:
         self.preferred = False
         self.damped = False
         self.on_change: Callable[[Path], None] | None = None
-        self.unit: LogicalUnit | None = None
-        self.connection: Connection | None = None
-        self.depth: int | None = None
+        self.unit: Unit | None = None
+        self.connection: Nexus | None = None
+        self.queue_depth = queue_depth
+        self.depth = queue_depth
         self.in_flight = 0
         self.bytes_in_flight = 0
         self.service_rate = 0.0
@@ -99,8 +140,8 @@ class Path:
         """Some time has gone well: let in some more; no limit is kept above DEPTH_LIMIT."""
         if self.depth is not None:
             self.depth += max(1, self.depth // 8)
-            if self.depth >= DEPTH_LIMIT:
-                self.depth = None
+            if self.depth >= (self.queue_depth or DEPTH_LIMIT):
+                self.depth = self.queue_depth
 
     def count_loss(self, now: float) -> None:
         """The path is lost at `now` (seconds of trio's clock)."""

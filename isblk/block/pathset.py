@@ -21,10 +21,10 @@ from isblk.block.fence import is_alone
 from isblk.block.gate import Gate
 from isblk.block.lun import LogicalUnit
 from isblk.block.multipath import Multipath
-from isblk.block.path import CARRYING, Path, port_group
+from isblk.block.path import CARRYING, Path, Unit, port_group
 from isblk.block.policies import Policies
-from isblk.block.probe import CommandFailed, Description, execute, geometry, probe
-from isblk.errors import IsblkError, NotFound, PathLost
+from isblk.block.probe import CommandFailed, Description, Link, execute, geometry, probe
+from isblk.errors import DATA_LOSS, IsblkError, NotFound, PathLost
 from isblk.iscsi.names import Portal
 from isblk.link.connection import Connection
 from isblk.link.keeper import Keeper, Phase
@@ -58,13 +58,16 @@ class _Prepared:
 
 
 class PathSet:
-    """Owner of the keepers (link/keeper.Owner). `devices` by 8-byte LUN; `gates` in front of them are given the time too."""
+    """Owner of the keepers (link/keeper.Owner). `devices` by 8-byte LUN; `gates` in front of them are given the time too.
 
-    def __init__(self, plane: Plane, policies: Policies) -> None:
+    `events` are told what happens; those of a daemon outlive its sessions.
+    """
+
+    def __init__(self, plane: Plane, policies: Policies, events: Events | None = None) -> None:
         self.keepers: list[Keeper] = []
         self.devices: dict[bytes, Multipath] = {}
         self.gates: list[Gate] = []
-        self.events = Events()
+        self.events = Events() if events is None else events
         self._pinned: dict[bytes, Description] = {}
         self._plane = plane
         self._policies = policies
@@ -78,10 +81,10 @@ class PathSet:
 
     def add_device(self, found: Description) -> Multipath:
         """A device over all keepers, pinned to this identity; its paths are down until their keepers bring them up."""
-        number = lun_from_bytes(found.lun)
-        device = Multipath(f"LUN {lun_text(found.lun)}", geometry(found), self._policies, self._plane.start_soon, number)
+        lun = lun_from_bytes(found.lun)
+        device = Multipath(f"LUN {lun_text(found.lun)}", geometry(found), self._policies, self._plane.start_soon, lun)
         device.events = self.events
-        device.paths = [Path(number, keeper) for number, keeper in enumerate(self.keepers)]
+        device.paths = [Path(number, keeper, self._policies.queue_depth) for number, keeper in enumerate(self.keepers)]
         for path in device.paths:
             path.on_change = partial(_tell_path, device)
         device.on_no_path = self._hurry
@@ -230,7 +233,7 @@ class PathSet:
             else:
                 self._take_capacity(device, unit)
 
-    def _take_capacity(self, device: Multipath, unit: LogicalUnit) -> None:
+    def _take_capacity(self, device: Multipath, unit: Unit) -> None:
         now, new = device.geometry, unit.geometry
         if new.size == now.size:
             if new != now:
@@ -241,7 +244,9 @@ class PathSet:
         if new.size > now.size:
             _log.warning("%s has grown from %d to %d bytes", device.name, now.size, new.size)
         else:
-            _log.error("%s has shrunk from %d to %d bytes: requests beyond its end are refused", device.name, now.size, new.size)
+            _log.error(
+                "%s has shrunk from %d to %d bytes: requests beyond its end are refused", device.name, now.size, new.size, extra=DATA_LOSS
+            )
 
     async def read_access(self, device: Multipath, path: Path) -> None:
         """Read the access state of a path, and go on while it carries nothing; once at a time, however many requests found that out."""
@@ -254,7 +259,7 @@ class PathSet:
             while path.connection is not None and path.unit is not None and path.session == session:
                 self._asked[path] = False
                 try:
-                    access, preferred = await self._access(path.connection, path.unit.description)
+                    access, preferred = await self._access(path.unit.link, path.unit.description)
                 except IsblkError as error:
                     _log.info("%s: the access state of %s cannot be read: %s", device.name, path.keeper.portal, error)
                 else:
@@ -269,12 +274,12 @@ class PathSet:
         finally:
             del self._asked[path]
 
-    async def _access(self, connection: Connection, found: Description) -> tuple[AccessState, bool]:
+    async def _access(self, link: Link, found: Description) -> tuple[AccessState, bool]:
         """The asymmetric access state of the port we came through (SPC-4 5.15); a unit without ALUA is active/optimized everywhere."""
         group = port_group(found)
         if not found.identity.target_port_group_support or group is None:
             return AccessState.OPTIMIZED, False
-        answer = await execute(connection, found.lun, cdb.report_target_port_groups(GROUPS_ALLOCATION), GROUPS_ALLOCATION)
+        answer = await execute(link, found.lun, cdb.report_target_port_groups(GROUPS_ALLOCATION), GROUPS_ALLOCATION)
         for one in parse_target_port_groups(answer):
             if one.identifier == group:
                 return one.state, one.preferred

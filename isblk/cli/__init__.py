@@ -25,6 +25,7 @@ COMMANDS = {
     "events": "Tell what happened: paths, failovers, clients.",
     "metrics": "Print or serve metrics for Prometheus.",
     "config": "Show the settings that hold, and where they come from.",
+    "doctor": "Examine a target and the way to it, with remedies.",
     "perf": "Measure a logical unit.",
     "target": "Run the embedded iSCSI target.",
     "completion": "Print a completion script for bash, zsh or fish.",

@@ -85,6 +85,9 @@ class Host(Protocol):
     def initialized(self) -> None:
         """INIT has been answered (or refused): the file is there for everybody."""
 
+    async def resized(self) -> None:
+        """Have the kernel know the sizes of the disks as they are now."""
+
 
 class _Node:
     """A disk as the hot road sees it; `size` follows the device's by `Session.refresh`."""
@@ -244,7 +247,10 @@ class Session:
         """Go on with the READ that found no slot; False when there is none yet."""
         self._parked = None
         self._read(*parked)
-        return self._parked is None
+        return not self._is_parked()
+
+    def _is_parked(self) -> bool:
+        return self._parked is not None
 
     def _read_carefully(self, unique: int, node: _Node | None, offset: int, size: int) -> None:
         """A READ that is not plain: what lies before the end, after a look at the size as it is now."""
@@ -395,8 +401,19 @@ class Session:
 
     # ------------------------------------------------------------------ handles
 
-    def _open(self, header: Header, body: bytes) -> bytes:
+    def _open(self, header: Header, body: bytes) -> bytes | None:
         flags = wire.decode_open(body)
+        awaited = self._volume.awaited(header.node) if header.node in self._nodes else None
+        if awaited is not None:
+            return self._later(header, partial(self._open_later, awaited, header, flags))
+        return self._opened(header, flags)
+
+    async def _open_later(self, awaited: Callable[[], Awaitable[None]], header: Header, flags: int) -> bytes:
+        await awaited()
+        await self._host.resized()
+        return self._opened(header, flags)
+
+    def _opened(self, header: Header, flags: int) -> bytes:
         self._volume.check_open(header.node, flags)
         self._serial += 1
         self._handles[self._serial] = _Handle(self._nodes[header.node], header.pid, flags & os.O_ACCMODE != os.O_RDONLY)
