@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from isblk.block.stack import Disk
 from isblk.config import Target
 from isblk.ending import controlled, written_back
 from isblk.errors import UsageError
+from isblk.export.allocation import Allocation
 from isblk.export.files import Details, Owner, Volume
 from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Counters, Engine, MountOptions
 from isblk.export.mountpoint import Mountpoint, prepare
@@ -104,7 +105,11 @@ async def mount(spec: MountSpec, access: Access, stop: trio.Event, started: Call
 
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:
     spec, disks = running.spec, running.attachment.disks
-    volume = _volume(running)
+    allocations = _allocations(disks, plane)
+    async with trio.open_nursery() as asking:
+        for allocation in allocations.values():
+            asking.start_soon(allocation.first)
+    volume = _volume(running, allocations)
     source = f"{spec.target.name}/{lun_text(disks[0].description.lun)}" if not volume.is_directory else spec.target.name
     options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other, caching=spec.caching)
     async with controlled(spec.run_directory, running.status, running.stop), trio.open_nursery() as serving:
@@ -125,16 +130,22 @@ def _engine(engine: Engine) -> Callable[..., Awaitable[None]]:
     return fuse.serve
 
 
-def _volume(running: Running) -> Volume:
+def _allocations(disks: Sequence[Disk], plane: Plane) -> dict[int, Allocation]:
+    """Of those that are thin, by number."""
+    asked = {disk.number: (disk.gate, lba_status(disk)) for disk in disks}
+    return {number: Allocation(gate, ask, plane.start_soon) for number, (gate, ask) in asked.items() if ask is not None}
+
+
+def _volume(running: Running, allocations: Mapping[int, Allocation]) -> Volume:
     owner = Owner(os.getuid(), os.getgid(), time.time_ns())
     disks, read_only = running.attachment.disks, running.spec.read_only
-    details = {disk.number: _details(running.spec.target.name, disk) for disk in disks}
+    details = {disk.number: _details(running.spec.target.name, disk, allocations.get(disk.number)) for disk in disks}
     if running.mountpoint.is_directory:
         return Volume.of_directory({disk.number: disk.gate for disk in disks}, owner, read_only, details)
     return Volume.of_file(disks[0].gate, owner, read_only, details[disks[0].number])
 
 
-def _details(target: str, disk: Disk) -> Details:
+def _details(target: str, disk: Disk, allocation: Allocation | None) -> Details:
     """The labels as `isblk ls` and `isblk status` print them; of the paths those that are up, one a line."""
 
     def labels() -> dict[str, str]:
@@ -143,4 +154,4 @@ def _details(target: str, disk: Disk) -> Details:
         found["paths"] = "\n".join(f"{path.keeper.portal} {path.state.value}" for path in paths)
         return {name: value for name, value in found.items() if value}
 
-    return Details(labels, lba_status(disk))
+    return Details(labels, lba_status(disk), allocation)
