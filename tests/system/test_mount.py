@@ -121,6 +121,17 @@ def test_what_a_crash_of_the_target_took_is_written_again_before_the_end(command
     assert get(image, 0, len(DATA)) == DATA
 
 
+def test_so_are_large_writes_whose_memory_would_have_been_used_again(commands: Commands, image: Path, tmp_path: Path) -> None:
+    place, pieces = commands.mount(tmp_path / "disk"), [os.urandom(MIB // 2) for _ in range(100)]
+    for number, piece in enumerate(pieces):
+        put(place, number * len(piece), piece)
+        if number == 40:  # Less than half of the journal: nothing has been flushed yet.
+            commands.target.ask("crash")
+    commands.umount(place)
+    commands.target.ask("crash")
+    assert get(image, 0, 50 * MIB) == b"".join(pieces)
+
+
 def test_without_retry_a_lost_session_fails_requests_at_once_and_can_be_unmounted(commands: Commands, tmp_path: Path) -> None:
     place = commands.mount(tmp_path / "disk", "--no-path-retry", "fail")
     commands.target.kill()
