@@ -4,8 +4,8 @@
 in it. So a thin disk tells what is behind it, and a disk of which nothing is known tells its size.
 
 It is an estimate because asking walks over the whole disk, and stat(2) must not wait for that, least of all while no path is up. So it is
-asked before the mount appears, and then beside the requests when somebody wants to know and what is known is old: what stat(2) says may
-lag behind. Nobody is harmed by that, for where the holes are is asked anew each time (SEEK_HOLE); but GNU tar takes a file of no blocks
+asked before the mount appears, and then beside the requests, now and then as long as somebody wants to know: what stat(2) says may lag
+behind. Nobody is harmed by that, for where the holes are is asked anew each time (SEEK_HOLE); but GNU tar takes a file of no blocks
 for one hole and does not read it, so a disk never has none (files.py).
 """
 
@@ -49,15 +49,19 @@ class Allocation:
         return self._allocated if self._device.geometry.trim_reads_zero else None
 
     def ask(self) -> None:
-        """Somebody wants to know: estimate anew, unless that was done a moment ago."""
-        if not self._is_asking and trio.current_time() >= self._due:
+        """Somebody wants to know: estimate anew, as soon as the latest estimate is old. (Not only if it is: the kernel may not ask again.)"""
+        if not self._is_asking:
             self._is_asking = True
-            self._spawn(self.estimate)
+            self._spawn(self._estimate_when_due)
 
     async def first(self) -> None:
         """Estimate for the first time, unless that takes long."""
         with trio.move_on_after(FIRST_SECONDS):
             await self.estimate()
+
+    async def _estimate_when_due(self) -> None:
+        await trio.sleep_until(self._due)
+        await self.estimate()
 
     async def estimate(self) -> None:
         """Ask the disk. What it does not tell counts as allocated."""
