@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import shlex
@@ -17,12 +18,17 @@ import click
 import pytest
 
 from isblk.cli import COMMANDS, main
+from isblk.cli.options import path_options, session_options
 from isblk.settings import FILE_VARIABLE, GLOBAL_SETTINGS, SETTINGS, Settings, parse
 from support.mounts import Mounts
 from support.processes import Processes, isblk
 from support.waiting import free_port
 
 ROOT = Path(__file__).parents[2]
+MAN = ROOT / "man"
+PAGES = sorted(path.name for path in MAN.iterdir())
+SHARED = {"isblk-login.7": session_options, "isblk-paths.7": path_options}
+"""Pages of options that several commands have; the page of a command describes the others itself."""
 HEAVY = ("trio", "pyfuse3", "crc32c", "tabulate", "isblk.iscsi", "isblk.link", "isblk.target")
 
 
@@ -139,6 +145,29 @@ def test_a_word_that_is_no_command_is_a_usage_error(processes: Processes) -> Non
     assert processes.run(isblk("--version")).stdout.startswith("isblk, version 0.")
 
 
+def options(command: click.Command) -> set[str]:
+    """What a command takes, as it is typed."""
+    return {text for one in command.params if isinstance(one, click.Option) for text in (*one.opts, *one.secondary_opts)}
+
+
+def described(page: str) -> set[str]:
+    """The options that a manual page has an entry for (mentioning one is not describing it)."""
+    entries = re.findall(r"^\.It (.*)$", (MAN / page).read_text(), re.MULTILINE)
+    long = {f"--{name}" for entry in entries for name in re.findall(r"\bFl Fl ([a-z][\w-]*)", entry)}
+    return long | {f"-{letter}" for entry in entries for letter in re.findall(r"\bFl ([a-zA-Z])(?= |$)", entry)}
+
+
+def references(page: str) -> set[str]:
+    """The pages that a manual page refers to."""
+    return {f"{name}.{section}" for name, section in re.findall(r"\bXr (\S+) (\d)", (MAN / page).read_text())}
+
+
+def examples(text: str) -> list[list[str]]:
+    """Every `isblk COMMAND ...` that begins a line, as far as it is one command, in words."""
+    lines = re.findall(r"^ *isblk ([a-z]+(?: .*|$))", text.replace("\\e\n", ""), re.MULTILINE)
+    return [shlex.split(re.split(r" [|&>;]", line)[0], comments=True) for line in lines]
+
+
 def manual(processes: Processes, page: str = "isblk.1") -> str:
     env = {"MANWIDTH": "200", "MANPAGER": "cat", "MAN_KEEP_FORMATTING": "", "LC_ALL": "C.UTF-8"}
     shown = processes.run(["man", "--warnings=w", "-l", str(ROOT / "man" / page)], env=env)
@@ -146,17 +175,55 @@ def manual(processes: Processes, page: str = "isblk.1") -> str:
     return re.sub(r".\x08", "", shown.stdout)
 
 
-def test_the_manual_page_knows_every_command_and_option(processes: Processes) -> None:
-    page = manual(processes)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_manual_page_is_clean_is_installed_and_refers_to_pages_that_exist(processes: Processes, page: str) -> None:
+    name, section = page.rsplit(".", 1)
+    shown, source = manual(processes, page), (MAN / page).read_text()
+    assert re.search(rf"^NAME\n     {re.escape(name)} . \S", shown, re.MULTILINE)
+    assert f"\n.Dt {name.upper()} {section}\n" in source
+    assert not {"SYNOPSIS", "DESCRIPTION", "SEE ALSO"} - set(shown.splitlines())
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert f"man/{page}" in setup["options.data_files"][f"share/man/man{section}"].split()
+    assert not {other for other in references(page) if "isblk" in other} - set(PAGES)
+    assert page == "isblk.1" or "isblk.1" in references(page)
+
+
+def test_the_first_manual_page_names_every_command_and_leads_to_every_page() -> None:
+    source = (MAN / "isblk.1").read_text()
+    assert not {name for name, line in COMMANDS.items() if f"\n.It Xr isblk-{name} 1\n{line}\n" not in source}
+    assert not set(PAGES) - references("isblk.1") - {"isblk.1"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_manual_page_of_a_command_describes_its_options_and_no_others(name: str) -> None:
+    command, page = main.get_command(click.Context(main), name), f"isblk-{name}.1"
+    assert command is not None
+    elsewhere = [described(shared) for shared in SHARED if shared in references(page)]
+    assert not options(command) - described(page).union(*elsewhere)
+    assert not described(page) - options(command)
+
+
+@pytest.mark.parametrize("page", SHARED)
+def test_options_that_commands_share_are_described_in_one_place(page: str) -> None:
+    command = click.command()(SHARED[page](lambda **_: None))
+    assert options(command) == described(page)
+
+
+@pytest.mark.parametrize("place", [*PAGES, *COMMANDS])
+def test_every_example_can_be_typed(place: str) -> None:
     context = click.Context(main)
-    for name in COMMANDS:
-        command = main.get_command(context, name)
-        assert command is not None
-        assert re.search(rf"^     {name}\b", page, re.MULTILINE), name
-        options = [text for one in command.params if isinstance(one, click.Option) for text in (*one.opts, *one.secondary_opts)]
-        assert options or name in ("umount", "completion")
-        missing = [text for text in options if not re.search(rf"(?<![\w-]){text}(?![\w-])", page)]
-        assert not missing, f"{name}: {missing}"
+    command = main.get_command(context, place)
+    if command is None:
+        text = "".join(re.findall(r"^\.Bd -literal.*?^\.Ed$", (MAN / place).read_text(), re.MULTILINE | re.DOTALL))
+    else:
+        text = command.help or ""
+    found = examples(text)
+    assert found or place.endswith(".5"), "no example"
+    for name, *words in found:
+        typed = main.get_command(context, name)
+        assert typed is not None, name
+        typed.make_context(name, words)
 
 
 def test_the_manual_page_of_the_configuration_knows_every_setting_and_its_example_is_one(processes: Processes) -> None:
