@@ -469,5 +469,5 @@ def test_only_the_complaint_that_nobody_waits_is_kept_out_of_the_log() -> None:
 def test_pyfuse3_refuses_a_write_back_cache_and_leaves_nothing(place: str) -> None:
     process = start(Plan(place, {0: MIB}, engine="pyfuse3", caching="writeback"))
     _, words = process.communicate(timeout=30)
-    assert (process.returncode, words) == (ExitCode.USAGE, "the pyfuse3 engine cannot do -o writeback; use --fuse-engine direct\n")
+    assert (process.returncode, words) == (ExitCode.USAGE, "the pyfuse3 engine cannot do -o writeback; leave out --fuse-engine pyfuse3\n")
     assert not Path(place).exists()
