@@ -126,7 +126,9 @@ def _engine(engine: Engine) -> Callable[..., Awaitable[None]]:
     try:
         from isblk.export import fuse
     except ImportError as error:
-        raise UsageError(f"the pyfuse3 engine cannot be used ({error}); pip install 'isblk[pyfuse3]', or leave out --fuse-engine pyfuse3") from None
+        raise UsageError(
+            f"the pyfuse3 engine cannot be used ({error}); pip install 'isblk[pyfuse3]', or leave out --fuse-engine pyfuse3"
+        ) from None
     return fuse.serve
 
 

@@ -28,7 +28,7 @@ class Op(IntEnum):
 class Request:
     """One operation on a device: `offset` and `length` in bytes, `data` a view of exactly `length` bytes (READ fills it, WRITE sends it).
 
-    The caller lends `data` until `finish` and must not change it (WRITE) or look at it (READ) before; `keep` is for whoever needs it longer.
+    The caller lends `data` until `finish` (for longer: `keep`) and must not change it (WRITE) or look at it (READ) before.
     FLUSH has offset 0 and length 0.
     `gate_done` is where the gate keeps the caller's `done` meanwhile (a dict of its own was measured at twice the cost).
     """

@@ -49,7 +49,7 @@ class Allocation:
         return self._allocated if self._device.geometry.trim_reads_zero else None
 
     def ask(self) -> None:
-        """Somebody wants to know: estimate anew, as soon as the latest estimate is old. (Not only if it is: the kernel may not ask again.)"""
+        """Somebody wants to know: estimate anew, as soon as the latest one is old (not only if it is: the kernel may not ask again)."""
         if not self._is_asking:
             self._is_asking = True
             self._spawn(self._estimate_when_due)

@@ -14,7 +14,7 @@ class Engine(Enum):
 
 
 DEFAULT_ENGINE = Engine.DIRECT
-"""The faster one in every row of scripts/bench, it knows more, and needs nothing that has to be compiled; pyfuse3 is an extra of the package."""
+"""The faster one in every row of scripts/bench; it knows more, and needs nothing that has to be compiled (pyfuse3 is an extra)."""
 
 
 class Caching(Enum):

@@ -30,7 +30,9 @@ def test_a_virtual_machine_works_on_mounted_files(fuse: None, processes: Process
         commands = Commands(processes, running)
         one, other = tmp_path / "one", tmp_path / "other"
         for place, more in ((one, ["--lun", "0"]), (other, ["--lun", "1", "-o", "direct_io"])):
-            commands.run("mount", "-p", running.portals[0], "-p", running.portals[1], running.name, place, "--log-file", tmp_path / "log", *more)
+            commands.run(
+                "mount", "-p", running.portals[0], "-p", running.portals[1], running.name, place, "--log-file", tmp_path / "log", *more
+            )
         check("mkfs.ext4", "-q", one)
         said, drops = _run(commands, tmp_path / "vm", one, other)
         found = dict(line.split(" ", 1) for line in said.splitlines() if line.startswith(("kept", "bare", "discarded", "size", "FAILED")))

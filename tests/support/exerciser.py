@@ -51,7 +51,7 @@ class Exerciser:
         self._buffer.close()
 
     def run(self, steps: int) -> None:
-        """Do `steps` of them, and compare everything at the end; AssertionError with the latest operations for the first byte that is wrong."""
+        """Do `steps` of them, compare everything at the end; AssertionError with the latest operations for the first byte that is wrong."""
         for number in range(steps):
             action = self._chance.choice(self._actions)
             self.done[action.__name__] = self.done.get(action.__name__, 0) + 1
@@ -139,7 +139,8 @@ class Exerciser:
         try:
             data = os.lseek(self._file, offset, os.SEEK_DATA)
         except OSError as error:
-            assert error.errno == errno.ENXIO, error
+            if error.errno != errno.ENXIO:
+                raise
             data = len(self.content)
         assert offset <= data <= len(self.content) and (hole == offset) != (data == offset), (offset, data, hole, self._last)
         self.holes += data > offset

@@ -68,7 +68,9 @@ def test_a_plain_installation_mounts(
     assert not place.exists()
 
 
-def test_the_other_engine_is_named_with_its_remedy(python: Path, fuse: None, target: TargetProcess, processes: Processes, tmp_path: Path) -> None:
+def test_the_other_engine_is_named_with_its_remedy(
+    python: Path, fuse: None, target: TargetProcess, processes: Processes, tmp_path: Path
+) -> None:
     words = ["mount", "-p", target.portal, target.name, tmp_path / "disk", "--fuse-engine", "pyfuse3"]
     ended = processes.run(command(python, *words), code=2)
     assert "pip install 'isblk[pyfuse3]'" in ended.stderr and len(ended.stderr.splitlines()) == 1
