@@ -11,7 +11,10 @@ The rooms, lowest first; imports point down only, and a test asserts it:
     block/      blocks move: devices stacked on devices; here path choice, fencing and multipath will live
     export/     what the local machine sees; knows only devices: two FUSE engines, the NBD server, the kernel's NBD client
     target/     the embedded target: the demo, the tests and the benchmark run against it
+    logs/       where a process's log goes: the journal, storms, what is remembered
+    doctor/     what works on the way to a target and what does not; bug reports
     state.py control.py listening.py   what a command needs: kept state, the control socket, sockets,
+    remembered.py                      what is known of disks that are not logged in to,
     detach.py ending.py reclaim.py     leaving the terminal, the end in order, memory that is written out through the daemon
     daemon.py nbdserver.py             composition of a mount, of an NBD server,
     blockdevice.py cli/                of a block device of the kernel; command line

@@ -1,9 +1,9 @@
 """The control socket as its users see it: what runs on this machine, asked by `isblk status` and told to stop by `isblk umount`.
 
 Each daemon listens on RUN/<pid>.sock (0600 in a 0700 directory). A message is one line of JSON in UTF-8, of bounded length, in both
-directions. Request: {"isblk": 1, "request": "status"} or {..., "request": "stop"}. Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1,
-"error": "a sentence"}. The number is the version of this schema: a side that does not know it says so and reads nothing else; within a
-version, keys are only added. Several requests may follow each other on one connection.
+directions. Request: {"isblk": 1, "request": "status"}, or "stop", or "log" (the last lines that it logged). Answer: {"isblk": 1, "answer":
+{...}} or {"isblk": 1, "error": "a sentence"}. The number is the version of this schema: a side that does not know it says so and reads
+nothing else; within a version, keys are only added. Several requests may follow each other on one connection.
 
 This module is the client and what both sides share. It has plain blocking sockets with a deadline and no trio, which alone would double the
 time `isblk status` takes to start; the server is controlserver.py.

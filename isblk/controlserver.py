@@ -17,6 +17,7 @@ import trio
 
 from isblk.control import CREDENTIALS, MESSAGE_LIMIT, REQUEST_LIMIT, address, decode, encode, socket_path
 from isblk.errors import IsblkError, ProtocolError, UsageError
+from isblk.logs import recent
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,10 @@ def _answer(line: bytes, status: Callable[[], dict[str, Any]], stop: Callable[[]
         if request == "stop":
             stop()
             return encode({"answer": {"pid": os.getpid()}})
-        return _error(f"there is no request {str(request)[:40]!r}; there are status and stop")
+        if request == "log":
+            answer = encode({"answer": {"pid": os.getpid(), "lines": recent.lines()}})
+            return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
+        return _error(f"there is no request {str(request)[:40]!r}; there are status, stop and log")
     except IsblkError as error:
         return _error(str(error))
     except Exception:

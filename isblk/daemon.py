@@ -3,23 +3,33 @@
 The order of the end is the promise: the file goes out of sight, queued writes finish, SYNCHRONIZE CACHE, Logout. It holds for `isblk
 umount`, umount(8), `fusermount3 -u`, SIGTERM and Ctrl-C alike; what could not be written back is told in the log, in the exit code, and
 to `isblk umount`.
+
+With `automount` the file is there at once, as it is remembered, and the sessions come and go with its use (block/sleeper.py).
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from isblk.block.attach import Attached, Where, attached
+from isblk.block import sleeper
+from isblk.block.attach import Attached, Attachment, Where, attached
 from isblk.block.blockstatus import lba_status
+from isblk.block.known import Known
+from isblk.block.mapping import Extent
 from isblk.block.multipath import Multipath
+from isblk.block.ondemand import OnDemand
+from isblk.block.pathset import PathSet
 from isblk.block.policies import Policies
+from isblk.block.sleeper import Hooks, Sleeper
 from isblk.block.stack import Disk
 from isblk.config import Target
 from isblk.ending import controlled, written_back
@@ -31,13 +41,19 @@ from isblk.export.mountpoint import Mountpoint, prepare
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
 from isblk.link.plane import Plane, running_plane
+from isblk.remembered import recall, remember
+from isblk.scsi.data import Provisioning
 from isblk.scsi.lun_number import lun_text
 from isblk.status import device_status, session_status
 
 
 @dataclass(frozen=True)
 class MountSpec:
-    """What to mount where. `run_directory` is where the control socket goes; `lun` None is the only disk, or all of them in a directory."""
+    """What to mount where. `run_directory` is where the control socket goes; `lun` None is the only disk, or all of them in a directory.
+
+    `automount`: seconds without use after which sessions are logged out, 0 for never, None for sessions that are there all the time.
+    `state_directory` is where what the disks are is remembered, None for nowhere.
+    """
 
     target: Target
     lun: int | None
@@ -49,6 +65,18 @@ class MountSpec:
     engine: Engine = DEFAULT_ENGINE
     policies: Policies = field(default_factory=Policies)
     isids: tuple[Isid, ...] = ()
+    automount: float | None = None
+    state_directory: Path | None = None
+
+    @property
+    def number(self) -> int | None:
+        """The LUN that was asked for."""
+        return self.lun if self.lun is not None else self.target.lun
+
+    @property
+    def where(self) -> Where:
+        """What to attach. Looks at the mountpoint, so not to be asked for once that is mounted."""
+        return Where(self.target.name, self.target.portals, self.isids, self.number, self.names_directory())
 
     def names_directory(self) -> bool:
         """Whether the mountpoint is a directory, which then shows a file for each disk."""
@@ -62,7 +90,7 @@ class Running:
     spec: MountSpec
     access: Access
     mountpoint: Mountpoint
-    attachment: Attached
+    attachment: Attachment
     stop: trio.Event
     counters: Counters = field(default_factory=Counters)
     since: float = field(default_factory=time.time)
@@ -82,6 +110,7 @@ class Running:
             "initiator_name": self.access.initiator_name,
             "sessions": [session_status(keeper) for keeper in keepers],
             "devices": [device_status(disk) for disk in self.attachment.disks],
+            "automount": self.attachment.status() if isinstance(self.attachment, Sleeper) else None,
             "fuse": vars(self.counters),
         }
 
@@ -91,9 +120,7 @@ async def mount(spec: MountSpec, access: Access, stop: trio.Event, started: Call
 
     Raises IsblkError: before `started` nothing is left mounted and no session is left; after it, data could not be written back.
     """
-    number = spec.lun if spec.lun is not None else spec.target.lun
-    where = Where(spec.target.name, spec.target.portals, spec.isids, number, spec.names_directory())
-    async with running_plane() as plane, attached(plane, where, access, spec.policies) as attachment:
+    async with running_plane() as plane, _attachment(plane, spec, access) as attachment:
         mountpoint = prepare(spec.mountpoint, directory=spec.names_directory(), allow_other=spec.allow_other)
         running = Running(spec, access, mountpoint, attachment, stop)
         async with written_back(plane, attachment, stop):
@@ -103,18 +130,58 @@ async def mount(spec: MountSpec, access: Access, stop: trio.Event, started: Call
                 mountpoint.remove()
 
 
+@asynccontextmanager
+async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIterator[Attachment]:
+    """The sessions, for the length of the block or as they are used. Raises what a login does, unless nobody has to be asked now."""
+    where = spec.where  # Once: afterwards the mountpoint is our own, and who serves it must not look at it.
+
+    def attach(where: Where) -> AbstractAsyncContextManager[Attached]:
+        return attached(plane, where, access, spec.policies)
+
+    async def note(found: Sequence[Known]) -> None:
+        if spec.state_directory is not None:
+            await trio.to_thread.run_sync(remember, spec.state_directory, where.target_name, found, where.lun, where.several)
+
+    if spec.automount is None:
+        async with attached(plane, where, access, spec.policies) as attachment:
+            await note([Known.of(disk) for disk in attachment.disks])
+            yield attachment
+        return
+    known = recall(spec.state_directory, where.target_name, where.lun, where.several) if spec.state_directory is not None else []
+    nothing, patience = PathSet(plane, spec.policies), spec.policies.no_path.seconds
+    asleep = Sleeper(where, attach, nothing, spec.automount, patience, known, hooks=Hooks(remember=note))
+    async with sleeper.running(plane, asleep):
+        yield asleep
+
+
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:
-    spec, disks = running.spec, running.attachment.disks
-    allocations = _allocations(disks, plane)
+    spec, allocations = running.spec, _allocations(running.attachment.disks, plane)
     async with trio.open_nursery() as asking:
         for allocation in allocations.values():
             asking.start_soon(allocation.first)
     volume = _volume(running, allocations)
-    source = f"{spec.target.name}/{lun_text(disks[0].description.lun)}" if not volume.is_directory else spec.target.name
+    if isinstance(running.attachment, Sleeper):
+        running.attachment.hooks.forget = partial(_forget, volume)
+    source = _source(running)
     options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other, caching=spec.caching)
     async with controlled(spec.run_directory, running.status, running.stop), trio.open_nursery() as serving:
         await serving.start(_engine(spec.engine), plane, volume, running.mountpoint, options, running.counters, running.stop)
         started()
+
+
+async def _forget(volume: Volume) -> None:
+    """Have the kernel drop the pages of the files, where the engine lets it cache any."""
+    if volume.forget_pages is not None:
+        await volume.forget_pages()
+
+
+def _source(running: Running) -> str:
+    """What mount(8) shows in its first column; no LUN where that is not known yet."""
+    spec, attachment = running.spec, running.attachment
+    is_open = isinstance(attachment, Sleeper) and not attachment.is_known and spec.number is None
+    if running.mountpoint.is_directory or is_open:
+        return spec.target.name
+    return f"{spec.target.name}/{lun_text(attachment.disks[0].description.lun)}"
 
 
 def _engine(engine: Engine) -> Callable[..., Awaitable[None]]:
@@ -150,10 +217,22 @@ def _volume(running: Running, allocations: Mapping[int, Allocation]) -> Volume:
 def _details(target: str, disk: Disk, allocation: Allocation | None) -> Details:
     """The labels as `isblk ls` and `isblk status` print them; of the paths those that are up, one a line."""
 
+    device = disk.device if isinstance(disk.device, OnDemand) else None
+
     def labels() -> dict[str, str]:
-        paths = disk.device.paths if isinstance(disk.device, Multipath) else []
+        below = device.below if device is not None else disk.device
+        paths = below.paths if isinstance(below, Multipath) else []
         found = {"target": target, "lun": lun_text(disk.description.lun), "wwid": disk.description.wwid or ""}
         found["paths"] = "\n".join(f"{path.keeper.portal} {path.state.value}" for path in paths)
         return {name: value for name, value in found.items() if value}
 
-    return Details(labels, lba_status(disk), allocation)
+    if device is None:
+        return Details(labels, lba_status(disk), allocation)
+    return Details(labels, partial(_lba_status, device), ready=device.ready)
+
+
+async def _lba_status(device: OnDemand, offset: int, length: int) -> Sequence[Extent]:
+    """As `lba_status`, of a disk that is logged in to for it."""
+    async with device.used() as below:
+        ask = lba_status(Disk(device.disk.number, device.disk.description, below, device.disk.gate))
+        return await ask(offset, length) if ask is not None else [Extent(offset, length, Provisioning.MAPPED)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.handlers
 import os
 import select
 import signal
@@ -24,11 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from isblk.errors import ExitCode, IsblkError, UsageError
+from isblk.errors import DATA_LOSS, ExitCode, IsblkError, UsageError
+from isblk.logs.output import to_daemon_log
 
 log = logging.getLogger(__name__)
-
-SYSLOG = Path("/dev/log")
 
 READY_DEADLINE = 120.0
 """Seconds for the daemon to be ready: more than its own deadlines (login, discovery, mounting) add up to, so it reports those itself."""
@@ -37,8 +35,6 @@ END_DEADLINE = 10.0
 """Seconds for a daemon that was told to end, because it was late or the command was interrupted, to do so before it is killed."""
 
 MESSAGE_LIMIT = 1 << 16
-
-_LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 
 @dataclass(frozen=True)
@@ -104,22 +100,6 @@ def check_log_file(path: Path) -> None:
         raise UsageError(f"the log file {path} cannot be written: {error.strerror}; name another with --log-file") from None
 
 
-def log_to(path: Path | None) -> None:
-    """Send this process's log to `path`, else to syslog where there is one, else nowhere: a daemon has no other place for words."""
-    handler: logging.Handler = logging.NullHandler()
-    if path is not None:
-        handler = logging.handlers.WatchedFileHandler(path, encoding="utf-8", errors="backslashreplace")  # logrotate may move it
-        handler.setFormatter(logging.Formatter(f"%(asctime)s isblk[{os.getpid()}] {_LOG_FORMAT}"))
-    elif SYSLOG.exists():
-        with suppress(OSError):
-            handler = logging.handlers.SysLogHandler(os.fspath(SYSLOG), logging.handlers.SysLogHandler.LOG_DAEMON)
-            handler.setFormatter(logging.Formatter(f"isblk[{os.getpid()}]: {_LOG_FORMAT}"))
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    root.addHandler(handler)
-
-
 def _leave(work: Callable[[Report], int], report: Report, log_file: Path | None) -> NoReturn:
     """In the first child. Whatever happens, no code of the command runs in it: every way out is os._exit."""
     code = int(ExitCode.BUG)
@@ -130,7 +110,7 @@ def _leave(work: Callable[[Report], int], report: Report, log_file: Path | None)
         os.chdir("/")
         os.umask(0o077)
         _silence()
-        log_to(log_file)
+        to_daemon_log(log_file)
         code = _work(work, report)
     except BaseException:  # the last line of defence: an exception must not climb into the command's copy of its own frames
         report.failed(traceback.format_exc(), ExitCode.BUG)
@@ -145,7 +125,7 @@ def _work(work: Callable[[Report], int], report: Report) -> int:
         report.failed("the daemon ended before it was ready", code or ExitCode.BUG)
         return code
     except IsblkError as error:
-        log.error("%s", error)
+        log.error("%s", error, extra=DATA_LOSS)  # it may say so
         report.failed(str(error), error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from isblk import controlserver
-from isblk.block.attach import Attached
+from isblk.block.attach import Attachment
 from isblk.block.request import flush
 from isblk.block.stack import Disk
 from isblk.errors import IsblkError, RequestFailed
@@ -29,7 +29,7 @@ FENCE_PATIENCE_SECONDS = 4.0
 
 
 @asynccontextmanager
-async def written_back(plane: Plane, attachment: Attached, stop: trio.Event) -> AsyncIterator[None]:
+async def written_back(plane: Plane, attachment: Attachment, stop: trio.Event) -> AsyncIterator[None]:
     """A block that uses the disks; from `stop` on nothing in it waits long, and behind it everything is written back.
 
     Raises RequestFailed, naming each disk whose data may be lost.
@@ -78,15 +78,13 @@ async def write_back(disks: list[Disk]) -> None:
         raise RequestFailed(f"written data may be lost: the write cache could not be synchronized on {', '.join(lost)}")
 
 
-async def _bound_the_end(attachment: Attached, stop: trio.Event) -> None:
+async def _bound_the_end(attachment: Attachment, stop: trio.Event) -> None:
     """From `stop` on, nothing waits for a path that does not come, and a silent one is found out soon: the end comes within seconds.
 
     A target that answers is given the time it needs: a large write cache may take long to synchronize.
     """
     await stop.wait()
-    for keeper in attachment.paths.keepers:
-        if keeper.connection is not None:
-            keeper.connection.hasten()
+    attachment.hasten(PATIENCE_SECONDS)
     while True:
         stuck = [device for device in attachment.paths.devices.values() if device.stuck]
         # A fence that is being put up needs a login and a reset, no more; waiting for a target to notice a loss is too long for an end.

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from enum import IntEnum
+
+DATA_LOSS: Mapping[str, object] = {"data_loss": True}
+"""`extra` of a log line that tells of lost data, or may: however often it comes, it is never held back (logs/storm.py)."""
 
 
 class ExitCode(IntEnum):

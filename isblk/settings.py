@@ -39,6 +39,7 @@ SETTINGS: dict[str, type] = {
     "digest": str,
     "initiator-name": str,
     "login-timeout": float,
+    "log-level": str,
     "all-portals": bool,
     "policy": str,
     "failback": str,
@@ -48,6 +49,8 @@ SETTINGS: dict[str, type] = {
     "noop-timeout": str,
     "fence": str,
     "shared": bool,
+    "automount": bool,
+    "idle": float,
 }
 """What may be set for a target, by the name of its option; str and float take a number or a text, list a text or several."""
 GLOBAL_SETTINGS = ("state-dir", "run-dir")
@@ -63,6 +66,8 @@ NOT_FOR_DISCOVERY = (
     "noop-timeout",
     "fence",
     "shared",
+    "automount",
+    "idle",
 )
 _SECRETS = ("secret", "target-secret", "password", "target-password")
 _SECTIONS = ("target", "discovery")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,8 @@ from isblk import controlserver
 from isblk.control import MESSAGE_LIMIT, REQUEST_LIMIT, ask, daemons, decode, encode
 from isblk.controlserver import CONNECTIONS, IDLE_DEADLINE, serve
 from isblk.errors import PathLost, UsageError
+from isblk.logs.output import remember
+from support.logs import restored_logging
 
 
 class Daemon:
@@ -202,3 +205,12 @@ async def test_what_a_dead_daemon_with_our_number_left_is_replaced(tmp_path: Pat
     async with serving(tmp_path) as daemon:
         assert await daemon.ask("status")
     assert names(tmp_path) == []
+
+
+async def test_a_daemon_tells_what_it_logged(tmp_path: Path) -> None:
+    with restored_logging():
+        remember()
+        logging.getLogger("isblk.some.module").info("something happened")
+        async with serving(tmp_path) as daemon:
+            line = (await daemon.ask("log"))["lines"][-1]
+    assert line.endswith("INFO isblk.some.module: something happened")

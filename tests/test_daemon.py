@@ -15,10 +15,12 @@ import pytest
 import trio
 
 from isblk import control, daemon
+from isblk.block.choose import NoPathRetry
+from isblk.block.policies import Policies
 from isblk.block.request import Device, read, write
 from isblk.config import Target
 from isblk.daemon import MountSpec, mount
-from isblk.errors import IsblkError, LoginRefused, NotFound, RequestFailed, UsageError
+from isblk.errors import IsblkError, LoginRefused, NotFound, RequestFailed, Unreachable, UsageError
 from isblk.export import mountpoint as mountpoints
 from isblk.export.files import ROOT, Volume
 from isblk.export.fuseoptions import Counters, Engine, MountOptions
@@ -428,3 +430,76 @@ async def test_a_disk_is_labelled_and_tells_its_holes(front_end: FrontEnd, tmp_p
         (extent,) = await details.lba_status(0, MIB)
         assert (extent.offset, extent.length, extent.provisioning) == (0, MIB, 1)
         stop.set()
+
+
+# ------------------------------------------------------------------------------------------------------------------------- automount
+
+
+async def status_of(wanted: MountSpec) -> dict[str, Any]:
+    return await trio.to_thread.run_sync(control.ask, control.socket_path(wanted.run_directory), "status")
+
+
+async def test_every_mount_remembers_and_an_automount_needs_no_more_to_begin(front_end: FrontEnd, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with running_target([disk(3)]) as target:
+        async with mounted(spec(target, tmp_path / "disk", state_directory=state)) as stop:
+            stop.set()
+        await left_alone(target)
+        wanted = spec(target, tmp_path / "disk", state_directory=state, automount=300)
+        async with mounted(wanted) as stop:
+            assert front_end.options == MountOptions(f"{target.name}/3") and target.sessions == 0
+            assert front_end.devices[0].geometry.size == 16 * MIB
+            answer = await status_of(wanted)
+            assert json.loads(json.dumps(answer)) == answer
+            assert (answer["automount"]["state"], answer["sessions"], answer["devices"][0]["paths"]) == ("no session", [], [])
+            assert answer["devices"][0]["wwid"] and answer["devices"][0]["block_size"] == 512
+            await write(front_end.devices[0], 1, DATA)
+            answer = await status_of(wanted)
+            assert (answer["automount"]["state"], len(answer["sessions"]), target.sessions) == ("logged in", 1, 1)
+            assert [path["state"] for path in answer["devices"][0]["paths"]] == ["up"]
+            stop.set()
+        await left_alone(target)
+        assert target.unit(3).store.durable(1, len(DATA)) == DATA
+
+
+async def test_an_automount_ends_without_ever_having_asked(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target() as target, mounted(spec(target, tmp_path / "disk", state_directory=tmp_path / "state")) as stop:
+        stop.set()
+    with trio.fail_after(2):
+        async with mounted(spec(target, tmp_path / "disk", state_directory=tmp_path / "state", automount=300)) as stop:
+            stop.set()
+    assert not (tmp_path / "disk").exists()
+
+
+async def test_an_automount_forgets_pages_and_shows_what_it_is_when_it_idles(front_end: FrontEnd, tmp_path: Path) -> None:
+    forgotten: list[int] = []
+
+    async def forget() -> None:
+        await trio.lowlevel.checkpoint()
+        forgotten.append(target.sessions)
+
+    async with running_target([disk(0, thin=True)]) as target:
+        async with mounted(spec(target, tmp_path / "disk", automount=0.1)) as stop:
+            volume = front_end.volume
+            assert volume is not None and target.sessions == 1, "nothing is remembered without a place for it"
+            volume.forget_pages = forget
+            await left_alone(target)
+            assert forgotten == [1], "while it was still logged in"
+            details = volume.details(ROOT)
+            assert details.labels() == {"target": target.name, "lun": "0", "wwid": details.labels()["wwid"]}
+            assert details.lba_status is not None
+            assert [extent.length for extent in await details.lba_status(0, 16 * MIB)] == [16 * MIB], "a question logs in too"
+            assert "paths" in details.labels()
+            stop.set()
+        await left_alone(target)
+
+
+@pytest.mark.logs("cannot be reached")
+async def test_an_automount_of_what_was_never_seen_shows_no_lun(front_end: FrontEnd, tmp_path: Path) -> None:
+    async with running_target([disk(3)]) as target:
+        wanted = spec(target, tmp_path / "disk", automount=300, policies=Policies(no_path=NoPathRetry(0)))
+    async with mounted(wanted) as stop:
+        assert front_end.options == MountOptions(target.name) and front_end.devices[0].geometry.size == 0
+        stop.set()
+    with pytest.raises(Unreachable, match="what is in the directory is not known"):
+        await mount(replace(wanted, mountpoint=str(tmp_path)), ACCESS, trio.Event(), lambda: pytest.fail("it is not there"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from isblk.detach import Outcome, Report, check_log_file, log_to
+from isblk.detach import Outcome, Report, check_log_file
 from isblk.errors import ExitCode, UsageError
 from support.processes import Processes
 from support.waiting import until
@@ -151,14 +150,3 @@ def test_a_command_that_was_killed_does_not_end_the_daemon() -> None:
 
 def test_an_outcome_says_why() -> None:
     assert Outcome(ExitCode.DONE) == Outcome(0, "")
-
-
-def test_without_a_file_or_syslog_there_is_no_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("isblk.detach.SYSLOG", tmp_path / "no")
-    root = logging.getLogger()
-    before = root.handlers[:]
-    try:
-        log_to(None)
-        assert [type(handler) for handler in root.handlers] == [logging.NullHandler]
-    finally:
-        root.handlers[:] = before

@@ -18,6 +18,7 @@ HOUSE = TESTS.parent / "isblk"
 ALPHABET = {"iscsi.pdu", "iscsi.framer", "iscsi.text", "iscsi.keys", "iscsi.chap", "iscsi.names"}
 MAY_IMPORT = {
     "errors": set(),
+    "logs": {"errors"},
     "scsi": {"errors"},
     "iscsi": {"errors"},
     "link": {"errors", "iscsi"},

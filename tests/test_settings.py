@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isblk.cli.options import discovery_options, path_options, session_options
+from isblk.cli.options import automount_options, discovery_options, path_options, session_options
 from isblk.errors import UsageError
 from isblk.settings import LARGEST_FILE, NOT_FOR_DISCOVERY, SETTINGS, Settings, as_text, files, load, parse
 
@@ -73,6 +73,7 @@ def test_discovery_has_a_section_of_its_own_and_nothing_of_paths() -> None:
 
 
 def test_every_setting_is_an_option_and_every_lasting_option_a_setting() -> None:
+    @automount_options
     @path_options
     @session_options
     def command() -> None: ...
@@ -83,8 +84,8 @@ def test_every_setting_is_an_option_and_every_lasting_option_a_setting() -> None
     def longs(function: Any) -> set[str]:
         return {text[2:] for one in function.__click_params__ for text in one.opts if text.startswith("--")}
 
-    assert set(SETTINGS) == longs(command) - {"verbose", "trace", "pcap"}
-    assert {name for name in SETTINGS if name not in NOT_FOR_DISCOVERY} == longs(looking) - {"verbose", "trace", "pcap"}
+    assert set(SETTINGS) == longs(command) - {"verbose", "quiet", "trace", "pcap"}
+    assert {name for name in SETTINGS if name not in NOT_FOR_DISCOVERY} == longs(looking) - {"verbose", "quiet", "trace", "pcap"}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 import trio.lowlevel
@@ -46,12 +47,33 @@ class Where:
             raise UsageError("the same portal is given twice: each -p is a path of its own, so name different ones")
 
 
+class Attachment(Protocol):
+    """Disks for a front end, whose sessions are there all the time (Attached) or come and go (sleeper.Sleeper)."""
+
+    @property
+    def disks(self) -> list[Disk]:
+        """The disks as front ends take them."""
+
+    @property
+    def paths(self) -> PathSet:
+        """The paths there are now."""
+
+    def hasten(self, seconds: float) -> None:
+        """The end is near: find out soon whether the target still answers, and wait for a login no longer than so many seconds."""
+
+
 @dataclass
 class Attached:
     """What is attached: the disks as front ends take them, and the paths below."""
 
     disks: list[Disk]
     paths: PathSet
+
+    def hasten(self, seconds: float) -> None:
+        """The end is near: find out soon whether the target still answers. Requests without a path are bounded by whoever ends them."""
+        for keeper in self.paths.keepers:
+            if keeper.connection is not None:
+                keeper.connection.hasten()
 
 
 @asynccontextmanager

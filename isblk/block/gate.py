@@ -126,17 +126,22 @@ class Gate:
 
     def _refusal(self, request: Request, geometry: Geometry) -> RequestInvalid | None:
         """Why this request can never be done; None when it can."""
-        op, offset, length, data = request.op, request.offset, request.length, request.data
         if self._closed:
             return RequestInvalid("the device is being closed and takes no more requests", errno.ESHUTDOWN)
-        if op is Op.FLUSH:
-            return None
-        if offset < 0 or length <= 0 or (op <= Op.WRITE and (data is None or len(data) != length)):
-            return RequestInvalid(f"{request!r} has no valid offset, length or buffer")
-        if geometry.read_only and op in _CHANGES:
-            return RequestInvalid("the device is read-only", errno.EROFS)
-        if offset + length > geometry.size:
-            return RequestInvalid(f"{request!r} passes the end at {geometry.size}", errno.EINVAL if op is Op.READ else errno.ENOSPC)
-        if op is Op.TRIM and not geometry.can_trim:
-            return RequestInvalid("the device cannot discard", errno.EOPNOTSUPP)
+        return refusal(request, geometry)
+
+
+def refusal(request: Request, geometry: Geometry) -> RequestInvalid | None:
+    """Why a device of this geometry can never do the request; None when it can."""
+    op, offset, length, data = request.op, request.offset, request.length, request.data
+    if op is Op.FLUSH:
         return None
+    if offset < 0 or length <= 0 or (op <= Op.WRITE and (data is None or len(data) != length)):
+        return RequestInvalid(f"{request!r} has no valid offset, length or buffer")
+    if geometry.read_only and op in _CHANGES:
+        return RequestInvalid("the device is read-only", errno.EROFS)
+    if offset + length > geometry.size:
+        return RequestInvalid(f"{request!r} passes the end at {geometry.size}", errno.EINVAL if op is Op.READ else errno.ENOSPC)
+    if op is Op.TRIM and not geometry.can_trim:
+        return RequestInvalid("the device cannot discard", errno.EOPNOTSUPP)
+    return None

@@ -227,7 +227,8 @@ class LogicalUnit:
         kind = judged.attention
         if kind is None:
             raise AssertionError(f"{judged} announces nothing")
-        log.log(_LEVELS.get(kind, logging.INFO), "LUN %s: %s", lun_text(self.lun), judged.reason)
+        about = {"lun": lun_text(self.lun), "data_loss": kind in (Attention.WRITE_LOST, Attention.POWER_ON)}
+        log.log(_LEVELS.get(kind, logging.INFO), "LUN %s: %s", lun_text(self.lun), judged.reason, extra=about)
         self.attentions.add(kind)
         if kind is Attention.WRITE_LOST:
             self._write_lost = judged.reason

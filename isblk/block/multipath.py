@@ -30,7 +30,7 @@ from isblk.block.journal import Journal
 from isblk.block.path import Path
 from isblk.block.policies import Policies
 from isblk.block.request import Geometry, Op, Request
-from isblk.errors import IsblkError, PathLost, RequestFailed, TaskAborted
+from isblk.errors import DATA_LOSS, IsblkError, PathLost, RequestFailed, TaskAborted
 from isblk.scsi.data import AccessState
 
 _log = logging.getLogger(__name__)
@@ -324,7 +324,8 @@ class Multipath:
         # A logout that was asked for, by us or by the target, is no news to wake anybody for.
         level = logging.INFO if isinstance(error, PathLost) and not error.sent else logging.WARNING
         left, all_paths = len(self.live), len(self.paths)
-        _log.log(level, "%s: path %s is down: %s; %d of %d paths left", self.name, path.keeper.portal, error, left, all_paths)
+        about = {"portal": path.keeper.portal}
+        _log.log(level, "%s: path %s is down: %s; %d of %d paths left", self.name, path.keeper.portal, error, left, all_paths, extra=about)
         if not self.live and len(self.journal):
             self.fence.replay_needed = True
         self._reconsider()
@@ -353,7 +354,8 @@ class Multipath:
             self.live.append(path)
             self.live.sort(key=lambda one: one.number)
         level = logging.WARNING if path.losses else logging.INFO
-        _log.log(level, "%s: path %s is up; %d of %d paths", self.name, path.keeper.portal, len(self.live), len(self.paths))
+        about = {"portal": path.keeper.portal}
+        _log.log(level, "%s: path %s is up; %d of %d paths", self.name, path.keeper.portal, len(self.live), len(self.paths), extra=about)
         self._pathless_since = None
         self._given_up = False
         self.fence.changed()
@@ -430,7 +432,7 @@ class Multipath:
         lost = self.journal.clear()
         self.cache_losses += 1
         self._cache_lost = f"{self.name}: {lost} acknowledged writes are lost: {reason}"
-        _log.error("%s", self._cache_lost)
+        _log.error("%s", self._cache_lost, extra=DATA_LOSS)
 
     def flush_ended(self, request: Request, failures: list[tuple[Carried, Exception]]) -> None:
         """A flush has come back from all its paths: once more where paths are to blame, but what a unit answered is told."""

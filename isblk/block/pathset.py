@@ -22,7 +22,7 @@ from isblk.block.multipath import Multipath
 from isblk.block.path import CARRYING, Path, port_group
 from isblk.block.policies import Policies
 from isblk.block.probe import CommandFailed, Description, execute, geometry, probe
-from isblk.errors import IsblkError, NotFound, PathLost
+from isblk.errors import DATA_LOSS, IsblkError, NotFound, PathLost
 from isblk.iscsi.names import Portal
 from isblk.link.connection import Connection
 from isblk.link.keeper import Keeper, Phase
@@ -224,7 +224,9 @@ class PathSet:
         if new.size > now.size:
             _log.warning("%s has grown from %d to %d bytes", device.name, now.size, new.size)
         else:
-            _log.error("%s has shrunk from %d to %d bytes: requests beyond its end are refused", device.name, now.size, new.size)
+            _log.error(
+                "%s has shrunk from %d to %d bytes: requests beyond its end are refused", device.name, now.size, new.size, extra=DATA_LOSS
+            )
 
     async def read_access(self, device: Multipath, path: Path) -> None:
         """Read the access state of a path, and go on while it carries nothing; once at a time, however many requests found that out."""

@@ -13,9 +13,12 @@ from isblk.errors import NotFound, RequestFailed, UsageError
 from isblk.scsi.lun_number import lun_from_bytes, lun_text, lun_to_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Disk:
-    """A disk ready for a front end: `number` as `--lun` takes it, `device` in whole blocks, and the gate that every request passes."""
+    """A disk ready for a front end: `number` as `--lun` takes it, `device` in whole blocks, and the gate that every request passes.
+
+    The `description` of one whose sessions come and go is that of the latest (ondemand.py).
+    """
 
     number: int
     description: Description

@@ -22,6 +22,7 @@ COMMANDS = {
     "umount": "Unmount, write back and log out.",
     "status": "Show what runs: devices, paths, counters.",
     "config": "Show the settings that hold, and where they come from.",
+    "doctor": "Examine a target and the way to it, with remedies.",
     "perf": "Measure a logical unit.",
     "target": "Run the embedded iSCSI target.",
     "completion": "Print a completion script for bash, zsh or fish.",

@@ -24,6 +24,7 @@ from isblk.errors import UsageError
 from isblk.export import nbddevice
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
+from isblk.logs.output import tell
 from isblk.reclaim import stand_apart
 from isblk.state import make_directory, places
 
@@ -54,7 +55,7 @@ CONNECTIONS = min(4, os.cpu_count() or 1)
     help="Seconds that requests wait for a new daemon when this one has died.",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C detaches.")
-@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log of the daemon, instead of syslog.")
+@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The daemon's log, not the journal.")
 @session_options
 @path_options
 def command(
@@ -112,6 +113,7 @@ def command(
             def there(path: str) -> None:
                 stand_apart()
                 attached.append(path)
+                tell(where=path)
                 started()
 
             await serve_device(replace(spec, target=target, isids=isids), nbdnetlink, access, stop, there)

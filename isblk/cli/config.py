@@ -10,16 +10,18 @@ import click
 
 from isblk.block.policies import Policies
 from isblk.cli.configured import converted, names, setting
-from isblk.cli.options import json_option, path_options, session_options
+from isblk.cli.options import DEFAULT_IDLE, automount_options, json_option, path_options, session_options
 from isblk.cli.running import errors_as_sentences
 from isblk.cli.text import table
 from isblk.config import ALGORITHMS, SECRET_VARIABLE, TARGET_SECRET_VARIABLE
 from isblk.errors import UsageError
 from isblk.iscsi.chap import STRONGEST_FIRST
 from isblk.link.sweeper import Timing
+from isblk.logs.output import DEFAULT_LEVEL
 from isblk.settings import GLOBAL_SETTINGS, NOT_FOR_DISCOVERY, SETTINGS, Value, as_text, files, load
 from isblk.state import NAME_VARIABLE, RUN_VARIABLE, STATE_VARIABLE, known_name, places
 
+HEADINGS = ("SETTING", "VALUE", "FROM")
 _IN_ENVIRONMENT = {"initiator-name": NAME_VARIABLE, "state-dir": STATE_VARIABLE, "run-dir": RUN_VARIABLE}
 
 
@@ -41,14 +43,15 @@ def command(target: str | None, discovery: bool, as_json: bool) -> None:
     with errors_as_sentences():
         if target is not None and discovery:
             raise UsageError("TARGET and --discovery exclude each other: ask for one of them")
-        rows = _rows(target, discovery)
+        rows = effective(target, discovery)
         if as_json:
             click.echo(json.dumps({name: {"value": value, "from": origin} for name, value, origin in rows}, indent=2))
         else:
-            click.echo(table(("SETTING", "VALUE", "FROM"), rows))
+            click.echo(table(HEADINGS, rows))
 
 
-def _rows(target: str | None, discovery: bool) -> list[tuple[str, str, str]]:
+def effective(target: str | None, discovery: bool) -> list[tuple[str, str, str]]:
+    """Every setting with its value and origin; no secret. Raises UsageError."""
     found = load()
     values = found.for_discovery() if discovery else found.for_target(*(names(target) if target is not None else ()))
     _check(values)
@@ -63,7 +66,7 @@ def _rows(target: str | None, discovery: bool) -> list[tuple[str, str, str]]:
 
 def _check(values: dict[str, Value]) -> None:
     """Refuse here what a command would refuse. Raises UsageError."""
-    probe = click.command()(path_options(session_options(_nothing)))
+    probe = click.command()(automount_options(path_options(session_options(_nothing))))
     context = click.Context(probe)
     for parameter in probe.params:
         name = setting(parameter)
@@ -96,12 +99,14 @@ def _default(name: str) -> str:
         "chap-algorithms": ",".join(words[each] for each in STRONGEST_FIRST),
         "digest": "allow",
         "login-timeout": f"{timing.login_timeout:g}",
+        "log-level": DEFAULT_LEVEL,
         "policy": policies.policy.value,
         "failback": str(policies.failback),
         "no-path-retry": str(policies.no_path),
         "noop-interval": f"{timing.noop_interval:g}",
         "noop-timeout": f"{timing.noop_timeout:g}",
         "fence": policies.fence.value,
+        "idle": f"{DEFAULT_IDLE}",
         "state-dir": str(places().state),
         "run-dir": str(places().run),
     }

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 import trio
+from click.core import ParameterSource
 
 from isblk.cli.configured import Configured
-from isblk.cli.options import lun_option, option_words, path_options, session_options
+from isblk.cli.options import automount_options, lun_option, option_words, path_options, session_options
 from isblk.cli.running import errors_as_sentences
 from isblk.cli.service import PATH_OPTIONS, Service, detach
 from isblk.cli.session import login_options
@@ -23,6 +24,7 @@ from isblk.errors import UsageError
 from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Engine
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
+from isblk.logs.output import tell
 from isblk.state import make_directory, places
 
 OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
@@ -43,8 +45,9 @@ OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
     show_default=True,
     help="Who speaks to the kernel.",
 )
+@automount_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
-@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log of the daemon, instead of syslog.")
+@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The daemon's log, not the journal.")
 @session_options
 @path_options
 def command(
@@ -53,6 +56,8 @@ def command(
     lun: int | None,
     mount_options: tuple[str, ...],
     engine: str,
+    automount: bool,
+    idle: float,
     foreground: bool,
     log_file: Path | None,
     **options: Any,
@@ -72,6 +77,9 @@ def command(
     isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks ./disk -o writeback
 
     \b
+    isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks ./disk --automount --idle 60
+
+    \b
     isblk mount -p 10.0.0.5 -p 10.0.1.5 iqn.2001-05.com.example:disks ./disk
     isblk mount -p 10.0.0.5 --all-portals --policy queue-length iqn.2001-05.com.example:disks ./disk
 
@@ -83,22 +91,33 @@ def command(
         words = {name: options.pop(name) for name in PATH_OPTIONS}
         wanted = login_options(options)
         found = parse_target(target, options["portals"])
+        if automount and options["all_portals"]:
+            raise UsageError("--automount asks the target nothing at the start, so it cannot ask for --all-portals: name each with -p")
+        if not automount and _is_given("idle"):
+            raise UsageError("--idle says when an automount logs out: give --automount too, or leave it out")
         policies, timing = make_policies(PathOptions(**words), found.portals, wanted.login_timeout, options["all_portals"])
         flags = _mount_options(mount_options)
         if not mountpoint:
             raise UsageError("MOUNTPOINT is empty; name a path that is not there yet, a file, or a directory")
-        run = make_directory(places().run)
+        state, run = places().state, make_directory(places().run)
         place, is_read_only, is_for_others = os.path.abspath(mountpoint), "ro" in flags, "allow_other" in flags
         spec = MountSpec(found, lun, place, run, is_read_only, is_for_others, _caching(flags, Engine(engine)), Engine(engine), policies)
+        spec = replace(spec, automount=idle if automount else None, state_directory=state)
 
         async def serve(target: Target, isids: tuple[Isid, ...], access: Access, stop: trio.Event, started: Callable[[], None]) -> None:
             await serve_mount(replace(spec, target=target, isids=isids), access, stop, started)
 
+        tell(where=place)
         service = Service(found, run, wanted, timing, options, serve)
         if foreground:
             service(lambda: click.echo(f"isblk: {mountpoint} is mounted; Ctrl-C unmounts", err=True))
         else:
             detach(service, log_file)
+
+
+def _is_given(name: str) -> bool:
+    """Whether an option stands on the command line."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _mount_options(words: tuple[str, ...]) -> set[str]:

@@ -21,6 +21,7 @@ from isblk.export.nbdtls import TlsSettings
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
 from isblk.listening import Listener, activated, at_address, at_path, parse_place
+from isblk.logs.output import tell
 from isblk.nbdserver import NbdSpec
 from isblk.nbdserver import serve as serve_nbd
 from isblk.state import make_directory, places
@@ -62,7 +63,7 @@ class Places:
 @click.option("--max-connections", type=click.IntRange(1, 10000), default=128, show_default=True, metavar="N", help="Clients at once.")
 @click.option("--exit-on-last", is_flag=True, help="End when the last client has gone.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C ends it.")
-@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log of the daemon, instead of syslog.")
+@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The daemon's log, not the journal.")
 @session_options
 @path_options
 def command(
@@ -104,6 +105,7 @@ def command(
         tls = _tls(where)
         run = make_directory(places().run)
         listeners = _listeners(where)
+        tell(where=listeners[0].where)
         spec = NbdSpec(found, lun, run, is_read_only, tls, max_connections, exit_on_last, policies)
 
         async def serve(target: Target, isids: tuple[Isid, ...], access: Access, stop: trio.Event, started: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,10 @@ DIGESTS = {
     "both": ("crc32c", "crc32c"),
 }
 """`--digest` to the preferences for the header digest and the data digest."""
+
+LOG_LEVELS = ("error", "warning", "info", "debug")
+DEFAULT_IDLE = 300
+"""Seconds without use after which an automount logs out."""
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
@@ -85,19 +90,32 @@ def _stacked(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
+log_options = _stacked(
+    click.option("-v", "--verbose", count=True, help="Log what happens; twice: everything."),
+    click.option("-q", "--quiet", is_flag=True, help="Log errors alone."),
+    click.option("--log-level", type=click.Choice(LOG_LEVELS), metavar="LEVEL", help="error, warning (default), info or debug."),
+)
+"""How much is logged; logs/output.py makes a level of it."""
+
+
+def _absolute(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A file from here, also for a daemon, which works elsewhere; a credential of systemd is none (config.py)."""
+    return value if not value or value.startswith("credential:") else os.path.abspath(value)
+
+
 _portals = click.option(
     "-p",
     "--portal",
     "portals",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="Where the target listens; `mount`, `nbd` and `attach` use them all, others the first that answers.",
+    help="Where the target listens; `mount`, `nbd`, `attach` and `doctor` use them all, others the first that answers.",
 )
 discovery_options = _stacked(
     click.option("--user", metavar="NAME", help="CHAP name to log in with; the secret comes from --secret-file or $ISBLK_SECRET."),
-    click.option("--secret-file", metavar="FILE", help="File (mode 0600) whose first line is our CHAP secret."),
+    click.option("--secret-file", metavar="FILE", callback=_absolute, help="File (mode 0600) whose first line is our CHAP secret."),
     click.option("--target-user", metavar="NAME", help="CHAP name that the target must prove to be (mutual CHAP)."),
-    click.option("--target-secret-file", metavar="FILE", help="File with the target's secret; or $ISBLK_TARGET_SECRET."),
+    click.option("--target-secret-file", metavar="FILE", callback=_absolute, help="File of the target's secret; or $ISBLK_TARGET_SECRET."),
     click.option("--chap-algorithms", metavar="LIST", help="CHAP algorithms offered; default: sha3-256,sha256,sha1,md5."),
     click.option("--no-md5-retry", is_flag=True, help="Never retry a refused CHAP login with MD5 alone."),
     click.option(
@@ -111,7 +129,7 @@ discovery_options = _stacked(
     click.option(
         "--login-timeout", type=click.FloatRange(0.1, 3600), default=15, show_default=True, metavar="S", help="Seconds for a login."
     ),
-    click.option("-v", "--verbose", count=True, help="Say what happens; twice: everything."),
+    log_options,
     click.option("--trace", is_flag=True, help="Print every PDU as one line (never its payload)."),
     click.option(
         "--pcap", type=click.Path(dir_okay=False, resolve_path=True), metavar="FILE", help="Capture the wire for Wireshark, data included."
@@ -137,6 +155,19 @@ path_options = _stacked(
     click.option("--shared", is_flag=True, help="Other hosts use the logical unit too: never reset it."),
 )
 """How the paths to a target are used; isblk/config.py checks them."""
+
+automount_options = _stacked(
+    click.option("--automount/--no-automount", help="Show the file at once, log in when it is used, log out when it is not."),
+    click.option(
+        "--idle",
+        type=click.FloatRange(0, 10_000_000),
+        default=DEFAULT_IDLE,
+        show_default=True,
+        metavar="S",
+        help="With --automount: log out after so many seconds without use; 0 never.",
+    ),
+)
+"""Whether sessions are there all the time."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text for people.")
 lun_option = click.option("--lun", type=Lun(), metavar="N", help="The logical unit; not needed when there is one disk.")

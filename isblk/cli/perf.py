@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import click
@@ -11,6 +10,7 @@ import click
 from isblk.block.stack import Disk, open_disk
 from isblk.cli.configured import Configured
 from isblk.cli.options import Size, json_option, lun_option, session_options
+from isblk.cli.progress import progress
 from isblk.cli.running import run
 from isblk.cli.session import to_target
 from isblk.cli.text import size_text
@@ -54,10 +54,8 @@ async def _perf(text: str, lun: int | None, workload: Workload, destructive: boo
         raise UsageError("--bs must be at least one byte")
     async with to_target(target, options) as (_, connection):
         disk = await _disk(connection, target, lun)
-        live = sys.stderr.isatty() and not as_json
-        result = await Runner(disk.gate, workload).run(_live_line if live else None)
-    if live:
-        click.echo("\r\033[K", nl=False, err=True)
+        with progress(f"{workload.pattern} ", shown=not as_json) as update:
+            result = await Runner(disk.gate, workload).run(lambda sample: update(sample.seconds / workload.runtime, _live(sample)))
     click.echo(json.dumps(result.as_dict(), indent=2) if as_json else _text(disk, workload, result))
     if result.errors:
         raise RequestFailed(f"{result.errors} requests failed, the first because: {result.first_error}")
@@ -67,9 +65,9 @@ async def _disk(connection: Connection, target: Target, lun: int | None) -> Disk
     return await open_disk(connection, lun if lun is not None else target.lun, target.name)
 
 
-def _live_line(sample: Sample) -> None:
+def _live(sample: Sample) -> str:
     rate = f"{sample.requests_per_second:,.0f} I/O per second  {sample.bytes_per_second / 1e6:,.1f} MB/s"
-    click.echo(f"\r\033[K{sample.seconds:5.0f} s  {rate}  {sample.errors} errors", nl=False, err=True)
+    return f"{sample.seconds:.0f} s  {rate}  {sample.errors} errors"
 
 
 def _text(disk: Disk, workload: Workload, result: Result) -> str:

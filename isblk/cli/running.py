@@ -1,4 +1,4 @@
-"""Running a command: trio, signals, errors as one sentence with an exit code, logging to standard error."""
+"""Running a command: trio, signals, errors as one sentence with an exit code."""
 
 from __future__ import annotations
 
@@ -16,18 +16,9 @@ import click
 import trio
 
 from isblk.errors import ExitCode, Interrupted, IsblkError
+from isblk.logs.storm import TRACE
 
-LOG_FORMAT = "isblk: %(message)s"
-
-_trace = logging.getLogger("isblk.trace")
-
-
-def log_to_stderr(verbose: int, trace: bool = False) -> None:
-    """Warnings always, what happens with -v, everything with -vv; every PDU with `trace`. A daemon redirects it later (detach.log_to)."""
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format=LOG_FORMAT, stream=sys.stderr, force=True)
-    if trace:
-        _trace.setLevel(logging.INFO)
+_trace = logging.getLogger(TRACE)
 
 
 def trace_pdu(direction: str, text: str) -> None:

@@ -23,6 +23,7 @@ from isblk.errors import Interrupted, IsblkError, NotFound
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.opening import Access
 from isblk.link.sweeper import Timing
+from isblk.logs.output import remember, tell
 from isblk.state import claim_slot, initiator_name, places
 
 PATH_OPTIONS = tuple(field.name for field in fields(PathOptions))
@@ -61,6 +62,8 @@ class Service:
         return 0
 
     async def _run(self, ready: Callable[[], None]) -> None:
+        remember()
+        tell(target=self._target.name)
         state = places().state
         name = initiator_name(state, self._options["initiator_name"])
         trace = trace_pdu if self._options["trace"] else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +11,21 @@ from typing import Any
 
 from isblk.capture import Capture
 from isblk.cli.options import DIGESTS
-from isblk.cli.running import log_to_stderr, trace_pdu
+from isblk.cli.running import trace_pdu
 from isblk.config import LoginOptions, Target, make_access
 from isblk.iscsi.names import Portal
-from isblk.link.connection import Connection
+from isblk.link.connection import Connection, Tap
 from isblk.link.opening import Access, opened
 from isblk.link.plane import Plane, running_plane
+from isblk.logs.output import level_of, to_stderr
 from isblk.state import claim_slot, initiator_name, places
 
-PORTAL_OPTIONS = ("portals", "all_portals", "verbose", "trace", "pcap", "initiator_name", "digest")
+PORTAL_OPTIONS = ("portals", "all_portals", "verbose", "quiet", "log_level", "trace", "pcap", "initiator_name", "digest")
 
 
 def login_options(options: dict[str, Any]) -> LoginOptions:
     """The shared options of a command (cli/options.py) as they concern the login; sets up logging on the way."""
-    log_to_stderr(options["verbose"], options["trace"])
+    to_stderr(level_of(options["verbose"], options["quiet"], options["log_level"]), options["trace"])
     rest = {name: value for name, value in options.items() if name not in PORTAL_OPTIONS}
     return LoginOptions(digests=DIGESTS[options["digest"]], **rest)
 
@@ -46,11 +48,18 @@ async def logged_in(target: Target | None, portals: Sequence[Portal], options: d
 @contextmanager
 def capturing(path: str | None, access: Access) -> Iterator[Access]:
     """The same access, whose connections are captured in the file for the length of the block where one is named. Raises UsageError."""
+    with capture_taps(path) as tap:
+        yield access if tap is None else replace(access, tap=tap)
+
+
+@contextmanager
+def capture_taps(path: str | None) -> Iterator[Callable[[socket.socket], Tap] | None]:
+    """What taps connections into the file for the length of the block; None where none is named. Raises UsageError."""
     if path is None:
-        yield access
+        yield None
         return
     with closing(Capture(Path(path))) as capture:
-        yield replace(access, tap=capture.tap)
+        yield capture.tap
 
 
 def to_target(target: Target, options: dict[str, Any]) -> Any:

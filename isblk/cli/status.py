@@ -74,7 +74,7 @@ def _text(mount: dict[str, Any], negotiated: bool) -> str:
     lines = [
         f"{mount['where']}  {mount['target']}{'  read-only' if mount['read_only'] else ''}  pid {mount['pid']}  up {_age(mount['since'])}",
         _indented(table(DEVICES, [_device(device) for device in devices])),
-        *map(_indented, _paths_of_one(devices[0]) if len(devices) == 1 else _paths_of_several(mount)),
+        *map(_indented, _paths(mount)),
         *(f"  {note}" for note in dict.fromkeys(note for device in devices for note in _notes(device, len(devices) > 1))),
         *map(_indented, _FRONT_ENDS.get(mount.get("kind", "mount"), _nothing)(mount)),
     ]
@@ -128,6 +128,32 @@ def _client(client: dict[str, Any]) -> tuple[object, ...]:
     return client["address"], client["export"] or "-", words, *counted
 
 
+def _paths(mount: dict[str, Any]) -> Iterator[str]:
+    """The paths, and of an automount whether there are any now."""
+    automount, devices = mount.get("automount"), mount["devices"]
+    if automount:
+        yield _automount(automount)
+    if mount["sessions"] or not automount:
+        yield from _paths_of_one(devices[0]) if len(devices) == 1 else _paths_of_several(mount)
+
+
+def _automount(automount: dict[str, Any]) -> str:
+    """One line: is it logged in to, why, and until when."""
+    state, count = automount["state"], automount["waiting"]
+    told = [f"automount: {state} for {_age(automount['since'])}"]
+    if state == "no session":
+        told.append("the target is logged in to when the file is used")
+    elif state == "logged in":
+        told.append(f"logged out after {automount['idle']:g} s without use" if automount["idle"] else "never logged out")
+    if not automount["seen"]:
+        told.append("never seen yet, so its size is not known")
+    if count:
+        told.append("1 request waits" if count == 1 else f"{count} requests wait")
+    if automount["error"]:
+        told.append(f"the last login failed: {automount['error']}")
+    return "; ".join(told)
+
+
 def _paths_of_one(device: dict[str, Any]) -> Iterator[str]:
     """A path of the only device is a session: one row for both."""
     rows = [(path["portal"], _group(path), path["isid"], *_path(path)) for path in device["paths"]]
@@ -176,7 +202,7 @@ def _notes(device: dict[str, Any], several: bool) -> Iterator[str]:
     told = [f"{lun}{device['policy']}, {ways} of {len(device['paths'])} paths up"]
     counts = [f"{word} {device[key]}" for key, word in DEEDS if device[key]]
     kept = [f"kept until the next flush {size_text(device['journal_bytes'])}"] if device["journal_bytes"] else []
-    if len(device["paths"]) > 1 or counts:
+    if len(device["paths"]) > 1 or (counts and device["paths"]):
         yield ", ".join(told + counts + kept)
 
 

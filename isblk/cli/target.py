@@ -9,11 +9,12 @@ from typing import Any
 import click
 import trio
 
-from isblk.cli.options import json_option, parse_size
-from isblk.cli.running import log_to_stderr, run
+from isblk.cli.options import json_option, log_options, parse_size
+from isblk.cli.running import errors_as_sentences, run
 from isblk.config import SECRET_VARIABLE, TARGET_SECRET_VARIABLE, credentials
 from isblk.errors import UsageError
 from isblk.iscsi.names import Portal, normalize_name
+from isblk.logs.output import level_of, to_stderr
 
 
 @click.command("target")
@@ -35,9 +36,9 @@ from isblk.iscsi.names import Portal, normalize_name
 @click.option(
     "--set", "values", multiple=True, metavar="KEY=VALUE", help="A negotiable value, e.g. InitialR2T=Yes or MaxBurstLength=65536."
 )
-@click.option("-v", "--verbose", count=True, help="Say who logs in; twice: everything.")
+@log_options
 @json_option
-def command(luns: tuple[str, ...], portals: tuple[str, ...], as_json: bool, verbose: int, **options: Any) -> None:
+def command(luns: tuple[str, ...], portals: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Run an iSCSI target in the foreground until Ctrl-C or SIGTERM; prints a line for each portal when it listens.
 
     \b
@@ -47,7 +48,8 @@ def command(luns: tuple[str, ...], portals: tuple[str, ...], as_json: bool, verb
 
     The portals have no encryption: listen on addresses that only trusted machines reach. Port 0 takes a free port.
     """
-    log_to_stderr(verbose)
+    with errors_as_sentences():
+        to_stderr(level_of(options["verbose"], options["quiet"], options["log_level"]))
     run(lambda: _serve(luns, portals or ("127.0.0.1:3260",), as_json, options), until_signal=True)
 
 

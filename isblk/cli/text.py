@@ -1,8 +1,12 @@
-"""Text for people: tables and sizes."""
+"""Text for people: tables, and sizes (sizes.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+from isblk.sizes import size_text
+
+__all__ = ["size_text", "table"]
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -10,15 +14,3 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     from tabulate import tabulate
 
     return tabulate([list(map(str, row)) for row in rows], headers=list(headings), tablefmt="plain", disable_numparse=True)
-
-
-def size_text(size: int) -> str:
-    """Bytes in the largest unit that shows them with three digits: 512 B, 64.0 MiB, 1.50 TiB."""
-    value, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024 or unit == "PiB":
-            break
-        value /= 1024
-    if unit == "B":
-        return f"{size} B"
-    return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"

@@ -83,18 +83,21 @@ class Details:
 
     `labels()` are shown as extended attributes, `user.isblk.` before each name. `lba_status(offset, length)`, in bytes and whole physical
     blocks, tells what is provisioned (block.mapping.Extent fits); without it everything counts as data. `usage` sums that up; without it
-    everything counts as allocated.
+    everything counts as allocated. `ready()` returns when the disk is there, for one that comes when it is used: who opens it while its size
+    is not known, 0, has to wait for that.
     """
 
     labels: Callable[[], Mapping[str, str]] = dict
     lba_status: Callable[[int, int], Awaitable[Sequence[Provisioned]]] | None = None
     usage: Usage | None = None
+    ready: Callable[[], Awaitable[None]] | None = None
 
 
 class Volume:
     """The inodes of one mount. Sizes are asked from the devices each time, so that a resize shows at once.
 
-    Raises errors.RequestInvalid, with its errno, for whatever the file system refuses.
+    `forget_pages()`, set by the engine where the kernel caches pages, has it drop them all. Raises errors.RequestInvalid, with its errno,
+    for whatever the file system refuses.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Volume:
         self._read_only = read_only
         self._details: dict[int, Details] = {ROOT: details[0]} if root is not None and details else {}
         self.devices: dict[int, Device] = {ROOT: root} if root is not None else {}
+        self.forget_pages: Callable[[], Awaitable[None]] | None = None
         self._names: dict[bytes, int] = {}
         for inode, lun in enumerate(sorted(disks), start=ROOT + 1):
             self.devices[inode] = disks[lun]
@@ -202,6 +206,11 @@ class Volume:
     def size(self, inode: int) -> int:
         """The file's size in bytes; ENOENT for an inode that is not there."""
         return self._device(inode).geometry.size
+
+    def awaited(self, inode: int) -> Callable[[], Awaitable[None]] | None:
+        """What an open of this file has to wait for first, if anything."""
+        ready = self.details(inode).ready
+        return ready if ready is not None and not self.size(inode) else None
 
     def details(self, inode: int) -> Details:
         """What is known of the disk behind an inode; nothing of a directory."""

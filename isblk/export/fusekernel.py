@@ -12,8 +12,9 @@ by one as they came, each was a wake-up of its own (measured on a null LUN at de
 each instead of 18).
 
 Notices to the kernel (a resized disk) are written outside of request handling, and only such as cannot wait: NOTIFY_INVAL_INODE with an
-offset below 0 marks the attributes as old and touches no page, while dropping pages would wait for those that are being read or written,
-which is for us.
+offset below 0 marks the attributes as old and touches no page, while dropping pages waits for those that are being read or written, which
+is for us. Where pages have to be dropped (`forget_pages`), a thread does it, and requests are served until it has: a mount that ended under
+it would leave it waiting in the kernel, where no signal reaches it.
 
 The end. When everybody has let go, the kernel says ENODEV. `stop` takes the mount out of sight, and after a grace ends it for those who
 still have it open: nothing is read any more, what was read is answered, the descriptor is closed.
@@ -78,6 +79,9 @@ class Channel:
         self._leaving = False
         self._waking = False
         self._replies: list[bytes | memoryview] = []
+        self._inodes = list(volume.devices)
+        self._forgetting = trio.Lock()
+        self.settle: Callable[[], Awaitable[None]] | None = None
         plane.register(self._fileno, self)
 
     # ------------------------------------------------------------------ the plane's calls
@@ -168,9 +172,33 @@ class Channel:
             self.answer(wire.inval_inode(inode))
         return bool(resized)
 
+    async def resized(self) -> None:
+        """Have the kernel know sizes that have changed."""
+        if self.tell_changed() and self.settle is not None:
+            await self.settle()
+
+    async def forget_pages(self) -> None:
+        """Have the kernel drop every page it caches, once those that are being read or written are done."""
+        async with self._forgetting:
+            for inode in self._inodes:
+                if not self.ended.is_set():
+                    await trio.to_thread.run_sync(self._notify, wire.inval_pages(inode))
+
+    def _notify(self, notice: bytes) -> None:
+        try:
+            os.write(self._fileno, notice)
+        except OSError as error:
+            if error.errno not in _NOBODY_WAITS:
+                log.warning("the kernel does not forget cached pages: %s", error)
+
+    async def stop_reading(self) -> None:
+        """Read nothing more, once no pages are being forgotten: the kernel waits there for what we serve."""
+        async with self._forgetting:
+            self.end()
+
     async def leave(self) -> None:
         """Read nothing more, answer what was read, close. Those who still have files open get ENOTCONN from now on."""
-        self.end()
+        await self.stop_reading()
         self._leaving = True
         self._drain()
         await self.drained.wait()
@@ -217,10 +245,12 @@ async def serve(
     caching = Caching.WRITE_THROUGH if volume.read_only and options.caching is Caching.WRITEBACK else options.caching
     channel = Channel(plane, mounted, volume, caching, counters if counters is not None else Counters())
     files = _Files(volume, mountpoint, mounted, caching)
+    channel.settle = files.settle
+    volume.forget_pages = channel.forget_pages if caching is not Caching.NONE else None
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_report, channel, files, task_status)
-            nursery.start_soon(_watch_sizes, channel, files)
+            nursery.start_soon(_watch_sizes, channel)
             nursery.start_soon(_trim, channel)
             if stop is not None:
                 nursery.start_soon(_stop, stop, channel, files)
@@ -261,11 +291,10 @@ def _read_further_ahead(number: tuple[int, int]) -> None:
             (_BDI / name / "read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n")
 
 
-async def _watch_sizes(channel: Channel, files: _Files) -> None:
+async def _watch_sizes(channel: Channel) -> None:
     while True:
         await trio.sleep(RESIZE_SECONDS)
-        if channel.tell_changed():
-            await files.settle()
+        await channel.resized()
 
 
 async def _trim(channel: Channel) -> None:
@@ -288,7 +317,7 @@ async def _stop(stop: trio.Event, channel: Channel, files: _Files) -> None:
         except UsageError as error:
             log.info("%s", error)  # unmounted meanwhile by somebody else, which is as good
         await trio.sleep_forever()
-    channel.end()
+    await channel.stop_reading()
 
 
 class _Files:
@@ -317,8 +346,8 @@ class _Files:
 
     def _each(self, function: Callable[[int, int], None]) -> None:
         for name, inode in self._volume.files().items():
-            if self._volume.is_read_only(inode):
-                continue
+            if self._volume.is_read_only(inode) or not self._volume.size(inode):
+                continue  # What has no size yet would be waited for.
             try:
                 descriptor = os.open(self.mountpoint.path / os.fsdecode(name), os.O_WRONLY | os.O_CLOEXEC)
             except OSError as error:

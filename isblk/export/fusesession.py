@@ -87,6 +87,9 @@ class Host(Protocol):
     def initialized(self) -> None:
         """INIT has been answered (or refused): the file is there for everybody."""
 
+    async def resized(self) -> None:
+        """Have the kernel know the sizes of the disks as they are now."""
+
 
 class _Node:
     """A disk as the hot road sees it; `size`, and the `blocks` that were told to the kernel, follow the device's by `Session.refresh`."""
@@ -414,8 +417,19 @@ class Session:
 
     # ------------------------------------------------------------------ handles
 
-    def _open(self, header: Header, body: bytes) -> bytes:
+    def _open(self, header: Header, body: bytes) -> bytes | None:
         flags = wire.decode_open(body)
+        awaited = self._volume.awaited(header.node) if header.node in self._nodes else None
+        if awaited is not None:
+            return self._later(header, partial(self._open_later, awaited, header, flags))
+        return self._opened(header, flags)
+
+    async def _open_later(self, awaited: Callable[[], Awaitable[None]], header: Header, flags: int) -> bytes:
+        await awaited()
+        await self._host.resized()
+        return self._opened(header, flags)
+
+    def _opened(self, header: Header, flags: int) -> bytes:
         self._volume.check_open(header.node, flags)
         self._serial += 1
         self._handles[self._serial] = _Handle(self._nodes[header.node], header.pid, flags & os.O_ACCMODE != os.O_RDONLY)

@@ -465,6 +465,11 @@ def inval_inode(node: int) -> bytes:
     return _INVAL_INODE.pack(_INVAL_INODE.size, NOTIFY_INVAL_INODE, 0, node, -1, 0)
 
 
+def inval_pages(node: int) -> bytes:
+    """The notice that nothing cached of an inode is what it was. It waits for pages that are being read or written."""
+    return _INVAL_INODE.pack(_INVAL_INODE.size, NOTIFY_INVAL_INODE, 0, node, 0, 0)
+
+
 def _seconds(seconds: float) -> tuple[int, int]:
     whole = int(seconds)
     return whole, round((seconds - whole) * 1_000_000_000)

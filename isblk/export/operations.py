@@ -116,6 +116,10 @@ class FuseExport(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """O_TRUNC is ignored (files.py says why), but only for one who is alone with the file: `_wait_until_alone`."""
         try:
+            awaited = self._volume.awaited(inode)
+            if awaited is not None:
+                await awaited()
+                pyfuse3.invalidate_inode(inode, attr_only=True)
             self._volume.check_open(inode, flags)
         except IsblkError as error:
             self._fail(error)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from isblk.errors import LoginRefused, ProtocolError
 from isblk.iscsi import chap, keys, loginstatus, pdu
 from isblk.iscsi.keys import KEYS, Rule, Stages
-from isblk.iscsi.loginstatus import AuthenticationFailed, LoginDeferred, Redirect
+from isblk.iscsi.loginstatus import AuthenticationFailed, Doubt, LoginDeferred, Redirect
 from isblk.iscsi.names import printable
 from isblk.iscsi.terms import Agreement, Decider, LoginResult, LoginSettings, Negotiated
 from isblk.iscsi.text import MAX_TEXT_PDUS, Pairs, TextAssembler, decode_pairs, encode_pairs, format_list, parse_number, quoted, split_text
@@ -23,6 +23,7 @@ __all__ = [
     "CHALLENGES",
     "Agreement",
     "AuthenticationFailed",
+    "Doubt",
     "LoginConversation",
     "LoginDeferred",
     "LoginResult",
@@ -104,7 +105,9 @@ class LoginConversation:
     def closed(self) -> LoginRefused:
         """What to raise when the target closes the connection instead of answering, as LIO does when authentication is missing."""
         if self.retry_with_md5:
-            return AuthenticationFailed(f"{self.target} broke off the login during CHAP: check the algorithms that it knows", True)
+            return AuthenticationFailed(
+                f"{self.target} broke off the login during CHAP: check the algorithms that it knows", True, Doubt.BROKEN_OFF
+            )
         advice = (
             "does it know this initiator?"
             if self.settings.credentials
@@ -133,11 +136,12 @@ class LoginConversation:
         offered = format_list([str(int(one)) for one in self._algorithms])
         said, _ = yield from self._turn([("CHAP_A", offered)], None, {"CHAP_A", "CHAP_I", "CHAP_C"})
         if said.get("CHAP_A") == keys.REJECT:
-            raise AuthenticationFailed(f"{self.target} knows none of our CHAP algorithms", self.retry_with_md5)
+            raise AuthenticationFailed(f"{self.target} knows none of our CHAP algorithms", self.retry_with_md5, Doubt.NO_ALGORITHM)
         identifier = parse_number(self._need(said, "CHAP_I"), 0, 255)
         challenge = chap.decode_binary(self._need(said, "CHAP_C"))
         if self._challenges.reflected(challenge):
-            raise AuthenticationFailed(f"{self.target} sent a CHAP challenge of ours back: somebody is using us to forge an answer")
+            text = f"{self.target} sent a CHAP challenge of ours back: somebody is using us to forge an answer"
+            raise AuthenticationFailed(text, doubt=Doubt.REFLECTED)
         self._algorithm = int(self._settle("CHAP_A", offered, self._need(said, "CHAP_A")))
         return (yield from self._respond(identifier, challenge))
 
@@ -149,7 +153,8 @@ class LoginConversation:
         if method in ("None", keys.REJECT):
             raise AuthenticationFailed(
                 f"{self.target} does not authenticate with CHAP ({method}), but credentials are configured: "
-                "set them up on the target, or leave them out here"
+                "set them up on the target, or leave them out here",
+                doubt=Doubt.UNWANTED,
             )
         self._settle("AuthMethod", "CHAP", method)
         self._algorithms = algorithms
@@ -176,18 +181,23 @@ class LoginConversation:
         if self._algorithm is None:
             raise AssertionError("CHAP without algorithm")
         if "CHAP_R" not in answers or "CHAP_N" not in answers:
-            raise AuthenticationFailed(f"{self.target} did not prove who it is, though mutual CHAP was asked for: set it up on the target")
+            text = f"{self.target} did not prove who it is, though mutual CHAP was asked for: set it up on the target"
+            raise AuthenticationFailed(text, doubt=Doubt.UNPROVED)
         received = chap.decode_binary(answers["CHAP_R"])
         if chap.verified(received, self._algorithm, identifier, credentials.secret, challenge):
             raise AuthenticationFailed(
-                f"{self.target} answered our challenge with our own secret: somebody mirrors us, or both secrets are equal"
+                f"{self.target} answered our challenge with our own secret: somebody mirrors us, or both secrets are equal",
+                doubt=Doubt.MIRRORED,
             )
         if not chap.verified(received, self._algorithm, identifier, mutual.secret, challenge):
             raise AuthenticationFailed(
-                f"{self.target} could not prove who it is: check the secret of the target on both sides", self.retry_with_md5
+                f"{self.target} could not prove who it is: check the secret of the target on both sides",
+                self.retry_with_md5,
+                Doubt.WRONG_PROOF,
             )
         if answers["CHAP_N"] != mutual.name:
-            raise AuthenticationFailed(f"{self.target} calls itself {quoted(answers['CHAP_N'])} in CHAP, not {mutual.name!r}")
+            text = f"{self.target} calls itself {quoted(answers['CHAP_N'])} in CHAP, not {mutual.name!r}"
+            raise AuthenticationFailed(text, doubt=Doubt.OTHER_NAME)
 
     @property
     def retry_with_md5(self) -> bool:
@@ -390,4 +400,5 @@ class LoginConversation:
         return error
 
     def _authentication_wanted(self, evidence: str) -> AuthenticationFailed:
-        return AuthenticationFailed(f"login to {self.target} failed: it wants authentication ({evidence}); give a CHAP name and its secret")
+        text = f"login to {self.target} failed: it wants authentication ({evidence}); give a CHAP name and its secret"
+        return AuthenticationFailed(text, doubt=Doubt.WANTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from enum import Enum, auto
 from typing import NamedTuple
 
 from isblk.errors import ExitCode, IsblkError, LoginRefused, NotFound, ProtocolError
@@ -16,15 +17,38 @@ AUTHENTICATION_FAILURE = (2, 1)
 _MOVED_PERMANENTLY = 2
 
 
+class Doubt(Enum):
+    """What an authentication failed of."""
+
+    REFUSED = auto()
+    """The target takes our name or proof for wrong, or says no more."""
+    WANTED = auto()
+    """It wants a proof, and we have no credentials."""
+    UNWANTED = auto()
+    """We have credentials, and it does not authenticate."""
+    NO_ALGORITHM = auto()
+    BROKEN_OFF = auto()
+    """It closed the connection in the middle."""
+    REFLECTED = auto()
+    """It sent our own challenge back."""
+    UNPROVED = auto()
+    """It gave no proof, though it was asked for."""
+    MIRRORED = auto()
+    """It proved itself with our own secret."""
+    WRONG_PROOF = auto()
+    OTHER_NAME = auto()
+
+
 class AuthenticationFailed(LoginRefused):
-    """One side could not prove who it is. `retry_with_md5`: one more login that offers CHAP with MD5 alone may succeed.
+    """One side could not prove who it is; `doubt` says how. `retry_with_md5`: one more login that offers CHAP with MD5 alone may succeed.
 
     That is so when a stronger algorithm was offered: some targets number the algorithms wrongly, others choke on the list.
     """
 
-    def __init__(self, message: str, retry_with_md5: bool = False) -> None:
+    def __init__(self, message: str, retry_with_md5: bool = False, doubt: Doubt = Doubt.REFUSED) -> None:
         super().__init__(message)
         self.retry_with_md5 = retry_with_md5
+        self.doubt = doubt
 
 
 class LoginDeferred(LoginRefused):

@@ -147,7 +147,7 @@ class Keeper:
                 self.failures += 1
                 self._step += 1
                 self._become(Phase.DOWN, str(error))
-                _log.info("%s", error)
+                _log.info("%s", error, extra={"portal": self.portal})
                 access = self.access
                 await self._reinstate_elsewhere()
             else:
@@ -202,7 +202,7 @@ class Keeper:
         except IsblkError as error:
             self._step = len(self._back_off.delays())
             if self.phase is not Phase.WRONG:
-                _log.error("%s is not used: %s", self.portal, error)
+                _log.error("%s is not used: %s", self.portal, error, extra={"portal": self.portal})
             self._become(Phase.WRONG, str(error))
             return
         await self._live(connection)

@@ -92,6 +92,38 @@ def test_engine_and_caching_reach_the_mount(run: Run, asked: Asked, tmp_path: Pa
     run("mount", "-f", "-p", "h", NAME, tmp_path / "disk", "--fuse-engine", "other", code=2)
 
 
+def test_automount_reaches_the_mount_and_remembers(run: Run, asked: Asked, tmp_path: Path) -> None:
+    found = []
+    for words in ([], ["--automount"], ["--automount", "--idle", "0.5"], ["--automount", "--no-automount"]):
+        run("mount", "-f", "-p", "h", NAME, tmp_path / "disk", *words)
+        assert asked.spec is not None
+        found.append(asked.spec.automount)
+    assert found == [None, 300, 0.5, None]
+    assert asked.spec is not None and asked.spec.state_directory == tmp_path / "state"
+    config = tmp_path / "isblk.conf"
+    config.write_text("automount = true\nidle = 60\n")
+    config.chmod(0o600)
+    env = {"ISBLK_CONFIG": str(config)}
+    run("mount", "-f", "-p", "h", NAME, tmp_path / "disk", env=env)
+    assert asked.spec.automount == 60
+    run("mount", "-f", "-p", "h", NAME, tmp_path / "disk", "--no-automount", env=env)
+    assert asked.spec.automount is None, "a setting for automounts is none of this"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--idle", "60"], "--idle says when an automount logs out: give --automount too"),
+        (["--automount", "--all-portals"], "cannot ask for --all-portals: name each with -p"),
+        (["--automount", "--idle", "-1"], "-1.0 is not in the range"),
+        (["--automount", "--idle", "soon"], "'soon' is not a valid float"),
+    ],
+)
+def test_what_contradicts_an_automount(run: Run, asked: Asked, tmp_path: Path, words: list[str], why: str) -> None:
+    assert why in run("mount", "-f", "-p", "h", NAME, tmp_path / "disk", *words, code=2).stderr
+    assert asked.spec is None
+
+
 def test_path_options_reach_the_mount(run: Run, asked: Asked, tmp_path: Path) -> None:
     waiting = ["--no-path-retry", "7", "--noop-interval", "2", "--noop-timeout", "3", "--login-timeout", "4"]
     words = ["--policy", "service-time", "--failback", "manual", "--fence", "fast", "--shared", *waiting]

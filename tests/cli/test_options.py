@@ -87,6 +87,8 @@ def test_defaults_of_a_session() -> None:
         "initiator_name": None,
         "login_timeout": 15.0,
         "verbose": 0,
+        "quiet": False,
+        "log_level": None,
         "trace": False,
         "pcap": None,
     }

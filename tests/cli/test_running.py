@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from isblk.cli.running import errors_as_sentences, fail, log_to_stderr, run, trace_pdu
+from isblk.cli.running import errors_as_sentences, fail, run, trace_pdu
 from isblk.errors import ExitCode, IsblkError, LoginRefused, NotFound, RequestFailed, Unreachable, UsageError
+from isblk.logs.output import to_stderr
 from support.logs import restored_logging
 
 
@@ -93,22 +94,10 @@ def test_fail_never_returns() -> None:
     assert exit_of.value.code == 6
 
 
-@pytest.mark.parametrize(("verbose", "shown"), [(0, ["warning"]), (1, ["warning", "info"]), (2, ["warning", "info", "debug"])])
-@pytest.mark.logs("warning")
-def test_verbose(verbose: int, shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    ears = logging.getLogger().handlers[:]
-    log_to_stderr(verbose)
-    logging.getLogger().handlers.extend(ears)
-    log = logging.getLogger("isblk.some.module")
-    for level in ("warning", "info", "debug"):
-        getattr(log, level)("%s", level)
-    assert capsys.readouterr().err.splitlines() == [f"isblk: {text}" for text in shown]
-
-
-def test_trace_is_apart_from_verbose(capsys: pytest.CaptureFixture[str]) -> None:
-    log_to_stderr(0)
+def test_a_pdu_is_a_line_of_its_own_logger(capsys: pytest.CaptureFixture[str]) -> None:
+    to_stderr(logging.WARNING)
     trace_pdu("->", "NOP-Out")
     assert capsys.readouterr().err == ""
-    log_to_stderr(0, trace=True)
+    to_stderr(logging.WARNING, trace=True)
     trace_pdu("->", "NOP-Out")
     assert capsys.readouterr().err == "isblk: -> NOP-Out\n"

@@ -27,6 +27,8 @@ OPTIONS: dict[str, Any] = {
     "initiator_name": "iqn.2026-11.test.isblk:session",
     "login_timeout": 5.0,
     "verbose": 0,
+    "quiet": False,
+    "log_level": None,
     "trace": False,
     "pcap": None,
 }

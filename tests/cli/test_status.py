@@ -149,6 +149,38 @@ def test_what_was_negotiated(run: Run, told: Told) -> None:
     assert said[at + 2] == "10.0.0.6:3260 no session"
 
 
+AUTOMOUNT = {"state": "no session", "since": 0.0, "idle": 300.0, "logins": 0, "waiting": 0, "seen": True, "error": None}
+ASLEEP = {**mount([], [device(3, [], policy=None)]), "automount": AUTOMOUNT}
+
+
+@pytest.mark.parametrize(
+    ("now", "line"),
+    [
+        ({}, "automount: no session for 1 d 1 h; the target is logged in to when the file is used"),
+        ({"seen": False}, "when the file is used; never seen yet, so its size is not known"),
+        ({"state": "logging in", "waiting": 1}, "automount: logging in for 1 d 1 h; 1 request waits"),
+        (
+            {"state": "logging in", "waiting": 2, "error": "refused"},
+            "for 1 d 1 h; 2 requests wait; the last login failed: refused",
+        ),
+        ({"state": "logged in"}, "automount: logged in for 1 d 1 h; logged out after 300 s without use"),
+        ({"state": "logged in", "idle": 0}, "automount: logged in for 1 d 1 h; never logged out"),
+    ],
+)
+def test_an_automount_says_whether_it_is_logged_in(run: Run, told: Told, now: dict[str, Any], line: str) -> None:
+    told({**ASLEEP, "automount": {**AUTOMOUNT, **now}})
+    said = lines(run)
+    assert said[2].startswith("3 256 MiB") and said[3].endswith(line) and len(said) == 4
+    assert not any(row.startswith("PATH") for row in lines(run, "--negotiated"))
+    told({**SINGLE, "automount": {**AUTOMOUNT, **now}})
+    assert [row.split()[0] for row in lines(run)[3:]] == ["automount:", "PATH", "10.0.0.5:3260"]
+
+
+def test_of_an_automount_that_waits_nothing_is_told_of_paths(run: Run, told: Told) -> None:
+    told({**ASLEEP, "devices": [device(3, [], policy=None, waiting=2), device(4, [], policy=None)]})
+    assert len(lines(run)) == 5
+
+
 def test_json_is_what_the_daemons_said(run: Run, told: Told) -> None:
     told(DOUBLE)
     answer = json.loads(run("status", "--json").stdout)

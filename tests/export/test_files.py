@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from isblk.block.request import Geometry, Request
 from isblk.errors import RequestInvalid
-from isblk.export.files import ROOT, Owner, Volume
+from isblk.export.files import ROOT, Details, Owner, Volume
 
 OWNER = Owner(1000, 100, 1_700_000_000_000_000_000)
 MIB = 1 << 20
@@ -135,3 +135,15 @@ def test_a_resized_disk_shows_its_new_size() -> None:
 def test_the_file_system_is_full_of_its_disks() -> None:
     space = Volume.of_directory({0: Disk(4096), 1: Disk(512)}, OWNER).space()
     assert (space.block_size, space.blocks, space.files) == (4096, 2, 2)
+
+
+def test_only_a_disk_that_comes_later_and_has_no_size_yet_is_waited_for() -> None:
+    async def ready() -> None:
+        """Never called here."""
+
+    disk = Disk(0)
+    assert Volume.of_file(disk, OWNER).awaited(ROOT) is None
+    volume = Volume.of_file(disk, OWNER, details=Details(ready=ready))
+    assert volume.awaited(ROOT) is ready
+    disk.geometry = Geometry(MIB, 512, 512)
+    assert volume.awaited(ROOT) is None

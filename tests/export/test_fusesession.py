@@ -7,6 +7,7 @@ import os
 import struct
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from isblk.block.gate import Gate
 from isblk.block.request import Geometry, Op
 from isblk.errors import PathLost, ProtocolError
 from isblk.export import fusewire as wire
+from isblk.export.files import Details
 from isblk.export.fusememory import Landing, Slots
 from isblk.export.fuseoptions import Caching
 from isblk.export.fusesession import OPEN_LIMIT
@@ -420,3 +422,23 @@ def test_holes_are_not_told_while_the_kernel_holds_writes_back() -> None:
     host = FuseHost(MemoryDevice(MIB), caching=Caching.WRITEBACK)
     fh, _ = host.open()
     assert host.ask(Opcode.LSEEK, struct.pack("=QQII", fh, 0, os.SEEK_HOLE, 0)).error == errno.ENOSYS
+
+
+async def test_an_open_waits_for_a_disk_whose_size_is_not_known() -> None:
+    disk, comes = MemoryDevice(0), [False, True]
+
+    async def ready() -> None:
+        await trio.lowlevel.checkpoint()
+        if not comes.pop(0):
+            raise broken(errno.EIO)
+        disk.resize(MIB)
+
+    host = FuseHost(disk, details=Details(ready=ready))
+    for expected in (errno.EIO, 0):
+        unique = host.send(Opcode.OPEN, struct.pack("=II", os.O_RDWR, 0))
+        assert not host.replies and not host.session.idle
+        reply = await host.carry_out()
+        assert (reply.error, reply.unique) == (expected, unique) and host.session.idle
+    assert host.resizes == 1, "the kernel is told of the size first"
+    host.open()
+    assert not comes

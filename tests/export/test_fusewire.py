@@ -160,6 +160,7 @@ def test_replies_are_the_bytes_of_the_header_file() -> None:
     assert wire.statfs_reply(4096, 7, 2)[:24] == bytes.fromhex("0700000000000000") + bytes(16)
     assert wire.statfs_reply(4096, 7, 2)[24:52] == bytes.fromhex("0200000000000000 0000000000000000 00100000 ff000000 00100000")
     assert wire.inval_inode(2) == bytes.fromhex("28000000 02000000 0000000000000000 0200000000000000 ffffffffffffffff 0000000000000000")
+    assert wire.inval_pages(2) == bytes.fromhex("28000000 02000000 0000000000000000 0200000000000000 0000000000000000 0000000000000000")
 
 
 def test_attributes_in_each_of_their_frames() -> None:

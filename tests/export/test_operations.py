@@ -14,7 +14,7 @@ import trio.testing
 
 from isblk.block.request import Geometry, Op, Request
 from isblk.errors import PathLost
-from isblk.export.files import ROOT, Owner, Volume
+from isblk.export.files import ROOT, Details, Owner, Volume
 from isblk.export.operations import ALONE_SECONDS, FuseExport
 
 MIB = 1 << 20
@@ -102,3 +102,26 @@ async def test_a_lost_path_ends_every_request_with_its_errno() -> None:
             request.finish(PathLost("the connection ended"))
     assert failed == [errno.EIO] * 3
     assert export.counters.errors == 3
+
+
+async def test_an_open_waits_for_a_disk_whose_size_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda inode, attr_only: told.append((inode, attr_only)))
+    disk, asked = SlowDisk(), trio.Event()
+    disk.geometry = Geometry(0, 512, 512)
+
+    async def ready() -> None:
+        if asked.is_set():
+            raise PathLost("nobody answers")
+        asked.set()
+        await trio.lowlevel.checkpoint()
+        disk.geometry = Geometry(MIB, 512, 512, read_only=True)
+
+    export = FuseExport(Volume.of_file(disk, Owner(0, 0, 0), details=Details(ready=ready)))
+    with pytest.raises(pyfuse3.FUSEError, check=lambda error: error.errno == errno.EROFS):
+        await export.open(ROOT, os.O_RDWR, None)
+    assert told == [(ROOT, True)], "the kernel must not believe in the size that it was told first"
+    await export.open(ROOT, os.O_RDONLY, None)
+    disk.geometry = Geometry(0, 512, 512)
+    with pytest.raises(pyfuse3.FUSEError, check=lambda error: error.errno == errno.EIO):
+        await export.open(ROOT, os.O_RDONLY, None)

@@ -258,7 +258,7 @@ async def test_the_wrong_unit_is_asked_for_slowly_whoever_is_impatient(autojump_
     network = Network()
     network.refusal = NotFound("another logical unit")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keepers._log, "error", lambda *arguments: network.note("said"))
+        patch.setattr(keepers._log, "error", lambda *arguments, **_: network.note("said"))
         async with kept(network, monkeypatch) as keeper:
             for _ in range(300):
                 await trio.sleep(0.1)

@@ -40,6 +40,7 @@ class FuseHost:
     ) -> None:
         self.replies: list[Reply] = []
         self.rooms = 0
+        self.resizes = 0
         self.started: list[tuple[Callable[..., Awaitable[object]], tuple[object, ...]]] = []
         self.is_initialized = False
         self.lends = False
@@ -66,6 +67,10 @@ class FuseHost:
     def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Keep it for `carry_out`."""
         self.started.append((function, arguments))
+
+    async def resized(self) -> None:
+        """Take sizes up."""
+        self.resizes += len(self.session.refresh())
 
     def initialized(self) -> None:
         """Note it."""

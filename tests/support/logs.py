@@ -15,6 +15,8 @@ def restored_logging() -> Iterator[None]:
     try:
         yield
     finally:
+        for added in [handler for handler in root.handlers if handler not in handlers]:
+            added.close()
         root.handlers[:] = handlers
         root.setLevel(level)
         trace.setLevel(trace_level)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from isblk.cli.progress import CLEAR
 from isblk.iscsi.chap import Credentials
 from support.commands import Commands, ended, get, put
 from support.mounts import Mounts
@@ -86,7 +87,7 @@ def test_an_interrupted_command_logs_out(processes: Processes, target: TargetPro
     assert target.ask("sessions") == 0
 
 
-def test_perf_shows_a_live_line_on_a_terminal_and_wipes_it(processes: Processes, target: TargetProcess) -> None:
+def test_perf_shows_a_bar_on_a_terminal_and_wipes_it(processes: Processes, target: TargetProcess) -> None:
     ours, theirs = pty.openpty()
     try:
         with subprocess.Popen(
@@ -99,7 +100,7 @@ def test_perf_shows_a_live_line_on_a_terminal_and_wipes_it(processes: Processes,
         os.close(ours)
         os.close(theirs)
     assert running.returncode == 0
-    assert re.search(r"\r\x1b\[K +1 s  [\d,]+ I/O per second  [\d,.]+ MB/s  0 errors", shown) and shown.endswith("\r\x1b[K")
+    assert re.search(r"\[#+-*\]  1 s  [\d,]+ I/O per second  [\d,.]+ MB/s  0 errors", shown) and shown.endswith(CLEAR)
     assert printed.count("\n") == 3
 
 
