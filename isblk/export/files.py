@@ -83,8 +83,8 @@ class Details:
 
     `labels()` are shown as extended attributes, `user.isblk.` before each name. `lba_status(offset, length)`, in bytes and whole physical
     blocks, tells what is provisioned (block.mapping.Extent fits); without it everything counts as data. `usage` sums that up; without it
-    everything counts as allocated. `ready()` returns when the disk is there, for one that comes when it is used: who opens it while its size
-    is not known, 0, has to wait for that.
+    everything counts as allocated. `ready()` returns when the disk is there, for one that comes when it is used: who opens it while its
+    size is not known, 0, has to wait for that.
     """
 
     labels: Callable[[], Mapping[str, str]] = dict
