@@ -24,6 +24,7 @@ import trio
 import trio.testing
 from hypothesis import settings
 
+from isblk.iscsi import session
 from support.guest import Guest, boot_guest
 from support.lio import Lio, boot_lio
 from support.mounts import Mounts
@@ -54,6 +55,24 @@ def _in_trio(function: Callable[..., Any], clock: trio.abc.Clock | None, seconds
         trio.run(main, clock=clock)
 
     return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In the compiled form of isblk some tests have nothing to take hold of."""
+    if find_compiled():
+        for item in items:
+            marker = item.get_closest_marker("source_form")
+            if marker is not None:
+                item.add_marker(pytest.mark.skip(reason=f"compiled form: {marker.args[0]}"))
+
+
+def pytest_report_header() -> str:
+    return f"isblk: {'compiled' if find_compiled() else 'source'} form"
+
+
+def find_compiled() -> bool:
+    """Whether the hot path that is imported here has been compiled (setup.py)."""
+    return not str(session.__file__).endswith(".py")
 
 
 def _deadline(item: pytest.Item) -> float:

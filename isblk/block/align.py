@@ -20,10 +20,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
+from typing import Final
 
 from isblk.block.request import Device, Geometry, Op, Request
 
-_READ, _WRITE, _FLUSH, _TRIM, _ZERO = Op.READ, Op.WRITE, Op.FLUSH, Op.TRIM, Op.ZERO
+_READ: Final = Op.READ
+_WRITE: Final = Op.WRITE
+_FLUSH: Final = Op.FLUSH
+_TRIM: Final = Op.TRIM
+_ZERO: Final = Op.ZERO
 
 
 class _Claim:
@@ -249,7 +254,7 @@ class _Edit:
         return requests
 
 
-_UNALIGNED: dict[Op, Callable[[Aligned, Request], None]] = {
+_UNALIGNED: Final[dict[Op, Callable[[Aligned, Request], None]]] = {
     _READ: Aligned._read,
     _WRITE: Aligned._edit,
     _FLUSH: Aligned._flush,

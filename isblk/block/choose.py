@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from isblk.errors import UsageError
 from isblk.scsi.data import AccessState
@@ -22,8 +22,8 @@ from isblk.scsi.data import AccessState
 Access = AccessState
 """Asymmetric access state of the target port group that a path leads to (SPC-4 5.15.2)."""
 
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
-_ORDER = {Access.OPTIMIZED: 0, Access.NON_OPTIMIZED: 1, Access.LBA_DEPENDENT: 2}
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
+_ORDER: Final = {Access.OPTIMIZED: 0, Access.NON_OPTIMIZED: 1, Access.LBA_DEPENDENT: 2}
 """The states through which I/O goes, best first. LBA dependent: some blocks are non-optimized there, or worse (SPC-4 5.15.2.4.6)."""
 
 

@@ -35,9 +35,8 @@ from isblk.scsi.data import parse_reservation_keys
 from isblk.scsi.sense import is_unsupported_command, is_unsupported_field
 
 if TYPE_CHECKING:
-    from isblk.block.lun import LogicalUnit
     from isblk.block.multipath import Multipath
-    from isblk.block.path import Path
+    from isblk.block.path import Path, Unit
 
 _log = logging.getLogger(__name__)
 
@@ -187,7 +186,7 @@ class Fence:
         self._something = trio.Event()
         await self._something.wait()
 
-    async def _is_ours(self, path: Path, unit: LogicalUnit) -> bool:
+    async def _is_ours(self, path: Path, unit: Unit) -> bool:
         """Whether a reset over this path hits nobody else."""
         try:
             return await is_alone(unit.link, unit.lun)
@@ -197,7 +196,7 @@ class Fence:
             _log.info("%s: whether others use it cannot be read: %s", self._device.name, error)
         return False
 
-    async def _reset(self, path: Path, unit: LogicalUnit) -> bool:
+    async def _reset(self, path: Path, unit: Unit) -> bool:
         """Reset the unit over `path`; nothing of ours is on its way."""
         device, response = self._device, None
         if path.connection is None:

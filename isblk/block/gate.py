@@ -10,13 +10,14 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 import trio
 
 from isblk.block.request import Device, Geometry, Op, Request
 from isblk.errors import RequestInvalid
 
-_CHANGES = (Op.WRITE, Op.TRIM, Op.ZERO)
+_CHANGES: Final = (Op.WRITE, Op.TRIM, Op.ZERO)
 
 
 @dataclass

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from isblk.block.request import Op, Request
 
-DEFAULT_LIMIT = 64 << 20
+DEFAULT_LIMIT: Final = 64 << 20
 """Bytes of data kept."""
-OVERHEAD = 256
+OVERHEAD: Final = 256
 """Bytes counted for each entry beside its data: many small writes are bounded too."""
 
 

@@ -15,6 +15,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Final
 
 import trio
 
@@ -29,19 +30,19 @@ from isblk.scsi.data import Mode
 from isblk.scsi.lun_number import lun_text
 from isblk.scsi.sense import Attention, Verdict
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
-LARGEST_TRANSFER = 8 << 20
+LARGEST_TRANSFER: Final = 8 << 20
 """Bytes of one READ or WRITE where the unit reports no limit or a higher one: larger gains nothing and holds up what is behind it."""
-LARGEST_WRITE_SAME = 0x7FFFFF
+LARGEST_WRITE_SAME: Final = 0x7FFFFF
 """Blocks of one WRITE SAME where the unit reports no limit (as Linux does)."""
-LARGEST_UNMAP = 0xFFFFFFFF
+LARGEST_UNMAP: Final = 0xFFFFFFFF
 """Blocks of one UNMAP descriptor."""
-ZEROES = 1 << 20
+ZEROES: Final = 1 << 20
 """Bytes of zeroes written at once where WRITE SAME is unknown."""
 
 # How loud each attention is; those that are routine (every new nexus, a controller that moves on) are not worth an administrator's night.
-_LEVELS = {
+_LEVELS: Final = {
     Attention.CAPACITY_CHANGED: logging.WARNING,
     Attention.IDENTITY_CHANGED: logging.WARNING,
     Attention.MEDIUM_CHANGED: logging.WARNING,
@@ -49,7 +50,7 @@ _LEVELS = {
     Attention.WRITE_LOST: logging.ERROR,
     Attention.POWER_ON: logging.WARNING,
 }
-_MODE_UNSURE = (Attention.MODE_CHANGED, Attention.RESET, Attention.POWER_ON)  # a reset brings back the saved mode
+_MODE_UNSURE: Final = (Attention.MODE_CHANGED, Attention.RESET, Attention.POWER_ON)  # a reset brings back the saved mode
 
 
 class LogicalUnit:

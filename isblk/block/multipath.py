@@ -20,6 +20,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import trio
 
@@ -33,14 +34,15 @@ from isblk.block.request import Geometry, Op, Request
 from isblk.errors import DATA_LOSS, IsblkError, PathLost, RequestFailed, TaskAborted
 from isblk.scsi.data import AccessState
 
-_log = logging.getLogger(__name__)
+_log: Final = logging.getLogger(__name__)
 
-REPEATS = 5
+REPEATS: Final = 5
 """How often a request that ends with nothing done (aborted, a path that cannot) is tried again before its error is told."""
-HURRY_SECONDS = 1.0
+HURRY_SECONDS: Final = 1.0
 """How often paths are hurried while requests wait and there is none: what waits asks for nothing more, and a back-off grows long."""
 
-_READ, _FLUSH = Op.READ, Op.FLUSH
+_READ: Final = Op.READ
+_FLUSH: Final = Op.FLUSH
 
 
 class Carried(Request):

@@ -4,24 +4,61 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Final, Protocol
 
 from isblk.block.choose import PathState
-from isblk.block.lun import LogicalUnit
-from isblk.block.probe import Description
-from isblk.link.connection import Connection
+from isblk.block.probe import Description, Link
+from isblk.block.request import Device, Geometry
+from isblk.errors import IsblkError
+from isblk.iscsi.pdu import TaskManagement
+from isblk.iscsi.task import Task
 from isblk.link.keeper import Keeper, Phase
 from isblk.scsi.data import AccessState
 from isblk.scsi.inquiry import Association, DesignatorType
 
-FLAPS = 4
-FLAP_SECONDS = 60.0
+FLAPS: Final = 4
+FLAP_SECONDS: Final = 60.0
 """A path that was lost FLAPS times in so many seconds is damped (san_path_err_threshold of multipath-tools)."""
-CARRYING = (AccessState.OPTIMIZED, AccessState.NON_OPTIMIZED, AccessState.LBA_DEPENDENT)
-DEPTH_LIMIT = 256
+CARRYING: Final = (AccessState.OPTIMIZED, AccessState.NON_OPTIMIZED, AccessState.LBA_DEPENDENT)
+DEPTH_LIMIT: Final = 256
 """Requests on one path beyond which a limit is no limit: more than any front end has."""
-RATE_SHARE = 0.1
+RATE_SHARE: Final = 0.1
 """How much the latest request counts in the rate of a path (an exponential mean)."""
+
+
+class Unit(Device, Protocol):
+    """A logical unit by way of one session; lun.LogicalUnit is one."""
+
+    @property
+    def lun(self) -> bytes:
+        """Its eight bytes."""
+
+    @property
+    def link(self) -> Link:
+        """The session."""
+
+    @property
+    def description(self) -> Description:
+        """What it has said of itself."""
+
+    async def listen(self) -> None:
+        """Have it say what it has to announce. Raises PathLost."""
+
+    async def refresh(self) -> Geometry:
+        """Take up a changed capacity. Raises IsblkError."""
+
+
+class Nexus(Protocol):
+    """The session of a path; link.connection.Connection is one."""
+
+    async def manage(self, function: TaskManagement, *, task: Task | None = None, lun: bytes = bytes(8)) -> int:
+        """A task management function; its response code. Raises PathLost."""
+
+    def leave(self, why: str, seconds: float) -> None:
+        """Take no more tasks, let the open ones end within so many seconds, log out."""
+
+    def fail(self, error: IsblkError) -> None:
+        """End it now."""
 
 
 class Path:
@@ -39,8 +76,8 @@ class Path:
         self.access = AccessState.OPTIMIZED
         self.preferred = False
         self.damped = False
-        self.unit: LogicalUnit | None = None
-        self.connection: Connection | None = None
+        self.unit: Unit | None = None
+        self.connection: Nexus | None = None
         self.depth: int | None = None
         self.in_flight = 0
         self.bytes_in_flight = 0

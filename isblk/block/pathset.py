@@ -19,9 +19,9 @@ from isblk.block.choose import PathState
 from isblk.block.fence import is_alone
 from isblk.block.lun import LogicalUnit
 from isblk.block.multipath import Multipath
-from isblk.block.path import CARRYING, Path, port_group
+from isblk.block.path import CARRYING, Path, Unit, port_group
 from isblk.block.policies import Policies
-from isblk.block.probe import CommandFailed, Description, execute, geometry, probe
+from isblk.block.probe import CommandFailed, Description, Link, execute, geometry, probe
 from isblk.errors import DATA_LOSS, IsblkError, NotFound, PathLost
 from isblk.iscsi.names import Portal
 from isblk.link.connection import Connection
@@ -214,7 +214,7 @@ class PathSet:
             else:
                 self._take_capacity(device, unit)
 
-    def _take_capacity(self, device: Multipath, unit: LogicalUnit) -> None:
+    def _take_capacity(self, device: Multipath, unit: Unit) -> None:
         now, new = device.geometry, unit.geometry
         if new.size == now.size:
             if new != now:
@@ -239,7 +239,7 @@ class PathSet:
             while path.connection is not None and path.unit is not None and path.session == session:
                 self._asked[path] = False
                 try:
-                    access, preferred = await self._access(path.connection, path.unit.description)
+                    access, preferred = await self._access(path.unit.link, path.unit.description)
                 except IsblkError as error:
                     _log.info("%s: the access state of %s cannot be read: %s", device.name, path.keeper.portal, error)
                 else:
@@ -254,12 +254,12 @@ class PathSet:
         finally:
             del self._asked[path]
 
-    async def _access(self, connection: Connection, found: Description) -> tuple[AccessState, bool]:
+    async def _access(self, link: Link, found: Description) -> tuple[AccessState, bool]:
         """The asymmetric access state of the port we came through (SPC-4 5.15); a unit without ALUA is active/optimized everywhere."""
         group = port_group(found)
         if not found.identity.target_port_group_support or group is None:
             return AccessState.OPTIMIZED, False
-        answer = await execute(connection, found.lun, cdb.report_target_port_groups(GROUPS_ALLOCATION), GROUPS_ALLOCATION)
+        answer = await execute(link, found.lun, cdb.report_target_port_groups(GROUPS_ALLOCATION), GROUPS_ALLOCATION)
         for one in parse_target_port_groups(answer):
             if one.identifier == group:
                 return one.state, one.preferred

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from isblk.block.request import Request
 from isblk.errors import PathLost
 
-WINDOW = 4
+WINDOW: Final = 4
 """Pieces on their way at once: enough to keep a link busy with large ones, few enough to leave the command window to others."""
 
 

@@ -266,7 +266,10 @@ class Session:
         """Go on with the READ that found no slot; False when there is none yet."""
         self._parked = None
         self._read(*parked)
-        return self._parked is None
+        return not self._is_parked()
+
+    def _is_parked(self) -> bool:
+        return self._parked is not None
 
     def _read_carefully(self, unique: int, node: _Node | None, offset: int, size: int) -> None:
         """A READ that is not plain: what lies before the end, after a look at the size as it is now."""

@@ -15,6 +15,7 @@ import select
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +33,8 @@ SENDS = 16
 """Sends of one turn: a client that reads as fast as we send would never let it end."""
 PIECES = 1024
 """Buffers one sendmsg takes (UIO_MAXIOV)."""
+SEND_BUFFER = 1 << 20
+"""Bytes of replies that the kernel may hold for a client; it gives no more than net.core.wmem_max, doubled."""
 HANDSHAKE_SECONDS = 10.0
 """How long a client may take to choose an export, TLS included."""
 HANDSHAKE_CHUNK = 4096
@@ -98,6 +101,8 @@ class Client:
         self._dirty = False
         self._yielding = False
         self._watched = (True, False)
+        with suppress(OSError):  # Without it a batch of large replies goes in parts, and the target idles while the client reads.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._plane.register(self._fileno, self)
         self._say()
         if handshake.phase is Phase.TRANSMISSION:

@@ -7,15 +7,16 @@ in one piece. No buffer means: read no more from that client until one comes bac
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from isblk.export.nbdwire import READ_ROOM
 
-ROOM = 64
+ROOM: Final = 64
 """Bytes ahead of the data: enough for every header, and a whole cache line."""
-CLASSES = (4096, 65536, 262144, 1048576)
+CLASSES: Final = (4096, 65536, 262144, 1048576)
 """Sizes of data in bytes whose buffers are kept for reuse; larger ones are made for one request."""
-KEPT = (512, 64, 16, 16)
-_KEPT = dict(zip(CLASSES, KEPT, strict=True))
+KEPT: Final = (512, 64, 16, 16)
+_KEPT: Final = dict(zip(CLASSES, KEPT, strict=True))
 
 if ROOM < READ_ROOM:
     raise AssertionError("the room ahead of the data does not hold the longest header")

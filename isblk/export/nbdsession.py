@@ -15,7 +15,7 @@ Everything here is plain and hot; the common READ and WRITE cost one unpack, one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from isblk.block.request import Device, Geometry, Op, Request
 from isblk.errors import IsblkError, ProtocolError, RequestFailed
@@ -23,30 +23,32 @@ from isblk.export import nbdwire as wire
 from isblk.export.nbdmemory import ROOM, Memory, Slot
 from isblk.export.nbdwire import MAX_PAYLOAD, Command, CommandFlag, Error
 
-READ_AHEAD = 256 * 1024
+READ_AHEAD: Final = 256 * 1024
 """Bytes of the read-ahead buffer: some sixty WRITEs of 4 KiB per receive."""
-LITTLE_AHEAD = 4096
+LITTLE_AHEAD: Final = 4096
 """Bytes of read-ahead while large WRITEs arrive one after another."""
-PLACE_FROM = 32 * 1024
+PLACE_FROM: Final = 32 * 1024
 """A WRITE of so many bytes that has not arrived whole lands where it is written from."""
-OPEN_LIMIT = 256
+OPEN_LIMIT: Final = 256
 """Requests of one client that may be open."""
-HELD_LIMIT = 64 << 20
+HELD_LIMIT: Final = 64 << 20
 """Bytes of buffers that one client may hold; one request is always served."""
-TURN = 128
+TURN: Final = 128
 """Requests of one turn, so that a client with a full buffer does not keep the others waiting."""
-DRAIN_LIMIT = 128 << 20
+DRAIN_LIMIT: Final = 128 << 20
 """Bytes of a payload that is refused but read to its end; a client that announces more is cut off."""
-ZEROES = 1 << 20
+ZEROES: Final = 1 << 20
 """Bytes written at a time where zeroes must not become a hole."""
 
-_READ, _WRITE = Op.READ, Op.WRITE
-_CMD_READ, _CMD_WRITE = int(Command.READ), int(Command.WRITE)
-_FUA = int(CommandFlag.FUA)
+_READ: Final = Op.READ
+_WRITE: Final = Op.WRITE
+_CMD_READ: Final = int(Command.READ)
+_CMD_WRITE: Final = int(Command.WRITE)
+_FUA: Final = int(CommandFlag.FUA)
 
 # Which flags each command takes; as int, for ~ of an IntFlag leaves unknown bits out. FUA is taken by all: "the server MUST accept all
 # commands with this bit set" (Command flags).
-_FLAGS: dict[int, int] = {
+_FLAGS: Final[dict[int, int]] = {
     Command.READ: int(CommandFlag.FUA | CommandFlag.DF),
     Command.WRITE: int(CommandFlag.FUA | CommandFlag.PAYLOAD_LEN),
     Command.FLUSH: int(CommandFlag.FUA),
@@ -55,9 +57,9 @@ _FLAGS: dict[int, int] = {
     Command.WRITE_ZEROES: int(CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO),
     Command.BLOCK_STATUS: int(CommandFlag.FUA | CommandFlag.REQ_ONE),
 }
-_CHANGES = (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)
-_ENOSPC_BEYOND = (Command.WRITE, Command.WRITE_ZEROES)
-_zeroes = memoryview(bytes(ZEROES))
+_CHANGES: Final = (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)
+_ENOSPC_BEYOND: Final = (Command.WRITE, Command.WRITE_ZEROES)
+_zeroes: Final = memoryview(bytes(ZEROES))
 
 
 class NbdRequest(Request):
@@ -67,6 +69,9 @@ class NbdRequest(Request):
 
     cookie: int
     slot: Slot
+
+
+_COUNTED: Final = ("block_status", "bytes_read", "bytes_written", "errors", "others", "reads", "writes")
 
 
 class Counters:
@@ -85,7 +90,7 @@ class Counters:
 
     def as_dict(self) -> dict[str, int]:
         """For status and JSON."""
-        return {name: getattr(self, name) for name in sorted(self.__slots__)}
+        return {name: getattr(self, name) for name in _COUNTED}
 
 
 class Host(Protocol):
@@ -541,7 +546,7 @@ def zeroes_fast(geometry: Geometry) -> bool:
     return geometry.can_zero and geometry.can_trim and geometry.trim_reads_zero
 
 
-_STARTERS: dict[int, Callable[[Session, int, int, int, int], None]] = {
+_STARTERS: Final[dict[int, Callable[[Session, int, int, int, int], None]]] = {
     Command.FLUSH: Session._start_flush,
     Command.TRIM: Session._start_trim,
     Command.CACHE: Session._start_cache,

@@ -10,55 +10,55 @@ import errno
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from struct import Struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from isblk.block.request import Provisioned
 
-NBDMAGIC = 0x4E42444D41474943
-IHAVEOPT = 0x49484156454F5054
-OPTION_REPLY_MAGIC = 0x3E889045565A9
-REQUEST_MAGIC = 0x25609513
-SIMPLE_REPLY_MAGIC = 0x67446698
-STRUCTURED_REPLY_MAGIC = 0x668E33EF
-EXTENDED_REQUEST_MAGIC = 0x21E41C71
-EXTENDED_REPLY_MAGIC = 0x6E8A278C
+NBDMAGIC: Final = 0x4E42444D41474943
+IHAVEOPT: Final = 0x49484156454F5054
+OPTION_REPLY_MAGIC: Final = 0x3E889045565A9
+REQUEST_MAGIC: Final = 0x25609513
+SIMPLE_REPLY_MAGIC: Final = 0x67446698
+STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF
+EXTENDED_REQUEST_MAGIC: Final = 0x21E41C71
+EXTENDED_REPLY_MAGIC: Final = 0x6E8A278C
 
-STRING_LIMIT = 4096
+STRING_LIMIT: Final = 4096
 """Bytes of the longest string: export names, queries, messages."""
-MAX_PAYLOAD = 32 << 20
+MAX_PAYLOAD: Final = 32 << 20
 """Bytes of the largest READ or WRITE served: what every client may assume (Size constraints)."""
-ALLOCATION = b"base:allocation"
-ALLOCATION_ID = 1
+ALLOCATION: Final = b"base:allocation"
+ALLOCATION_ID: Final = 1
 """The identifier of the one metadata context there is."""
-EXTENTS_LIMIT = 1 << 20
+EXTENTS_LIMIT: Final = 1 << 20
 """Extents of one reply at most (NBD_REPLY_TYPE_BLOCK_STATUS)."""
 
-GREETING = Struct(">QQH")
-CLIENT_FLAGS = Struct(">I")
-OPTION = Struct(">QII")
-OPTION_REPLY = Struct(">QIII")
-EXPORT_REPLY = Struct(">QH")
-INFO_EXPORT = Struct(">HQH")
-INFO_BLOCK_SIZE = Struct(">HIII")
-SHORT = Struct(">H")
-LONG = Struct(">I")
+GREETING: Final = Struct(">QQH")
+CLIENT_FLAGS: Final = Struct(">I")
+OPTION: Final = Struct(">QII")
+OPTION_REPLY: Final = Struct(">QIII")
+EXPORT_REPLY: Final = Struct(">QH")
+INFO_EXPORT: Final = Struct(">HQH")
+INFO_BLOCK_SIZE: Final = Struct(">HIII")
+SHORT: Final = Struct(">H")
+LONG: Final = Struct(">I")
 
-REQUEST = Struct(">IHHQQI")
+REQUEST: Final = Struct(">IHHQQI")
 """magic, flags, type, cookie, offset, length"""
-EXTENDED_REQUEST = Struct(">IHHQQQ")
-SIMPLE_REPLY = Struct(">IIQ")
+EXTENDED_REQUEST: Final = Struct(">IHHQQQ")
+SIMPLE_REPLY: Final = Struct(">IIQ")
 """magic, error, cookie"""
-CHUNK = Struct(">IHHQI")
+CHUNK: Final = Struct(">IHHQI")
 """magic, flags, type, cookie, length"""
-DATA_CHUNK = Struct(">IHHQIQ")
+DATA_CHUNK: Final = Struct(">IHHQIQ")
 """the same, and the offset of the data"""
-EXTENDED_CHUNK = Struct(">IHHQQQ")
+EXTENDED_CHUNK: Final = Struct(">IHHQQQ")
 """magic, flags, type, cookie, offset of the request, length"""
-EXTENDED_DATA_CHUNK = Struct(">IHHQQQQ")
-CHUNK_ERROR = Struct(">IH")
+EXTENDED_DATA_CHUNK: Final = Struct(">IHHQQQQ")
+CHUNK_ERROR: Final = Struct(">IH")
 """error, length of the message"""
-READ_ROOM = EXTENDED_DATA_CHUNK.size
+READ_ROOM: Final = EXTENDED_DATA_CHUNK.size
 """Bytes that the longest header of a READ's reply takes."""
 
 
@@ -165,7 +165,7 @@ class ChunkType(IntEnum):
     ERROR_OFFSET = 0x8002
 
 
-DONE = 1
+DONE: Final = 1
 """NBD_REPLY_FLAG_DONE: the last chunk of a reply."""
 
 
@@ -189,7 +189,7 @@ class State(IntFlag):
     ZERO = 2
 
 
-_ERRORS = {
+_ERRORS: Final = {
     errno.EPERM: Error.EPERM,
     errno.EACCES: Error.EPERM,
     errno.EROFS: Error.EPERM,
@@ -345,10 +345,10 @@ class ExtendedReplies:
         return EXTENDED_CHUNK.pack(EXTENDED_REPLY_MAGIC, DONE, ChunkType.BLOCK_STATUS_EXT, cookie, offset, len(body)) + body
 
 
-_EXTENT = Struct(">II")
-_EXTENT_EXT = Struct(">QQ")
-_STATUS_EXT = Struct(">II")
+_EXTENT: Final = Struct(">II")
+_EXTENT_EXT: Final = Struct(">QQ")
+_STATUS_EXT: Final = Struct(">II")
 
-SIMPLE = SimpleReplies()
-STRUCTURED = StructuredReplies()
-EXTENDED = ExtendedReplies()
+SIMPLE: Final = SimpleReplies()
+STRUCTURED: Final = StructuredReplies()
+EXTENDED: Final = ExtendedReplies()

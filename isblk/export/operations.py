@@ -31,12 +31,13 @@ import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT
 
-from isblk.block.request import Device, Op, Request
+from isblk.block.request import Device, Op
 from isblk.errors import IsblkError, RequestFailed, RequestInvalid
 from isblk.export.batch import Batch
 from isblk.export.buffers import BufferPool
 from isblk.export.files import Attributes, Volume
 from isblk.export.fuseoptions import Counters
+from isblk.export.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -50,27 +51,6 @@ TASKS = 64
 """Requests of one mount in flight at most: with the largest of 1 MiB each this bounds the memory (back-pressure: /dev/fuse is not read)."""
 
 _SYNC = os.O_SYNC | os.O_DSYNC
-
-
-class _Waiting(Request):
-    """A Request on which one trio task sleeps."""
-
-    __slots__ = ("task",)
-
-    def __init__(self, op: Op, offset: int = 0, length: int = 0, data: memoryview | None = None, fua: bool = False) -> None:
-        super().__init__(op, offset, length, data, fua, _wake)
-        self.task: trio.lowlevel.Task | None = None
-
-    def keep(self) -> tuple[memoryview, None]:
-        """Not a copy: pyfuse3 makes an object of its own of each write."""
-        assert self.data is not None and self.data.readonly
-        return self.data, None
-
-
-def _wake(request: Request) -> None:
-    assert isinstance(request, _Waiting)
-    if request.task is not None:
-        trio.lowlevel.reschedule(request.task)
 
 
 def _inode(fh: int) -> InodeT:
@@ -153,7 +133,7 @@ class FuseExport(pyfuse3.Operations):
         buffer = self._pool.take(length)
         view = buffer[:length]
         self.counters.reads += 1
-        await self._carry_out(self._volume.devices[inode], _Waiting(Op.READ, off, length, view))
+        await self._carry_out(self._volume.devices[inode], Waiting(Op.READ, off, length, view))
         self.counters.bytes_read += length
         self._pool.give(buffer)
         return view  # type: ignore[return-value]  # any buffer will do (handlers.pxi); bytes would be a copy
@@ -171,7 +151,7 @@ class FuseExport(pyfuse3.Operations):
         through = bool(fh & 1) and device.geometry.write_cache
         fua = through and device.geometry.can_fua
         self.counters.writes += 1
-        await self._carry_out(device, _Waiting(Op.WRITE, off, length, memoryview(buf)[:length], fua))
+        await self._carry_out(device, Waiting(Op.WRITE, off, length, memoryview(buf)[:length], fua))
         self.counters.bytes_written += length
         if through and not fua:
             await self._flush(device)
@@ -202,9 +182,9 @@ class FuseExport(pyfuse3.Operations):
 
     async def _flush(self, device: Device) -> None:
         self.counters.flushes += 1
-        await self._carry_out(device, _Waiting(Op.FLUSH))
+        await self._carry_out(device, Waiting(Op.FLUSH))
 
-    async def _carry_out(self, device: Device, request: _Waiting) -> None:
+    async def _carry_out(self, device: Device, request: Waiting) -> None:
         """Submit and sleep until `done`; the error leaves as FUSEError."""
         counters = self.counters
         counters.in_flight += 1

@@ -6,12 +6,14 @@ Data-Out PDUs are queued as one block of headers and views of the caller's own m
 
 from __future__ import annotations
 
+from typing import Final
+
 from isblk.iscsi import pdu
 from isblk.iscsi.framer import frame
 from isblk.iscsi.login import Negotiated
 from isblk.iscsi.task import Task
 
-_RESERVED_LUN = bytes(8)
+_RESERVED_LUN: Final = bytes(8)
 
 
 class DataOut:

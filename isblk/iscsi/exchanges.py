@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from typing import Final
 
 from isblk.errors import IsblkError, ProtocolError
 from isblk.iscsi import pdu
@@ -12,15 +13,15 @@ from isblk.iscsi.serial import follows
 from isblk.iscsi.task import Exchange, Kind, Task
 from isblk.iscsi.wire import Wire
 
-TEXT_LIMIT = 4 * 1024 * 1024
+TEXT_LIMIT: Final = 4 * 1024 * 1024
 """Bytes of one text answer believed: ten thousand targets with some portals each (reliability: parser limits)."""
-TEXT_ANSWERS = 4096
+TEXT_ANSWERS: Final = 4096
 """PDUs of one text answer."""
-PING_ECHO = 4096
+PING_ECHO: Final = 4096
 """Bytes of ping data echoed: the RFC asks for as much as the target takes, pings in the field carry none."""
-UNSENT_PONGS = 32
+UNSENT_PONGS: Final = 32
 """Ping answers queued while nothing can be sent; a peer that pings on without reading its answers is broken."""
-FIRST_TAG = 0xC0000000
+FIRST_TAG: Final = 0xC0000000
 """Exchanges take their tags from here up, tasks from below: each table then knows by itself that a tag is free (11.2.1.8)."""
 
 Done = Callable[[Exchange], None]

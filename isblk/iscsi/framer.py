@@ -12,24 +12,24 @@ wrong).
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from crc32c import crc32c
 
 from isblk.errors import DigestError, ProtocolError
 from isblk.iscsi import pdu
 
-READ_AHEAD = 256 * 1024
+READ_AHEAD: Final = 256 * 1024
 """Bytes of the read-ahead buffer: some sixty 4 KiB Data-In PDUs per receive."""
-LITTLE_AHEAD = 4096
+LITTLE_AHEAD: Final = 4096
 """Bytes of read-ahead while large data segments arrive one after another."""
-PLACE_FROM = 32 * 1024
+PLACE_FROM: Final = 32 * 1024
 """A data segment of so many bytes that has not arrived whole is placed; below, waiting for the rest in the buffer is cheaper."""
-AHS_LIMIT = 256
+AHS_LIMIT: Final = 256
 """Bytes of additional header segments believed: targets have no use for any (11.2.2)."""
 
-_NOTHING = memoryview(b"")
-_PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
+_NOTHING: Final = memoryview(b"")
+_PAD: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
 class Sink(Protocol):

@@ -8,53 +8,54 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct
+from typing import Final
 
-BHS_LENGTH = 48
-DIGEST_LENGTH = 4
-RESERVED_TAG = 0xFFFFFFFF
+BHS_LENGTH: Final = 48
+DIGEST_LENGTH: Final = 4
+RESERVED_TAG: Final = 0xFFFFFFFF
 """The reserved Initiator Task Tag and Target Transfer Tag (11.2.1.8, 11.7.4)."""
-MAX_DATA_SEGMENT_LENGTH = 0xFFFFFF
-LOGIN_DATA_SEGMENT_LENGTH = 8192
+MAX_DATA_SEGMENT_LENGTH: Final = 0xFFFFFF
+LOGIN_DATA_SEGMENT_LENGTH: Final = 8192
 """What either side may send until MaxRecvDataSegmentLength is declared (13.12)."""
 
-NOP_OUT = 0x00
-SCSI_COMMAND = 0x01
-TASK_MANAGEMENT = 0x02
-LOGIN = 0x03
-TEXT = 0x04
-DATA_OUT = 0x05
-LOGOUT = 0x06
-SNACK = 0x10
-NOP_IN = 0x20
-SCSI_RESPONSE = 0x21
-TASK_MANAGEMENT_RESPONSE = 0x22
-LOGIN_RESPONSE = 0x23
-TEXT_RESPONSE = 0x24
-DATA_IN = 0x25
-LOGOUT_RESPONSE = 0x26
-R2T = 0x31
-ASYNC_MESSAGE = 0x32
-REJECT = 0x3F
+NOP_OUT: Final = 0x00
+SCSI_COMMAND: Final = 0x01
+TASK_MANAGEMENT: Final = 0x02
+LOGIN: Final = 0x03
+TEXT: Final = 0x04
+DATA_OUT: Final = 0x05
+LOGOUT: Final = 0x06
+SNACK: Final = 0x10
+NOP_IN: Final = 0x20
+SCSI_RESPONSE: Final = 0x21
+TASK_MANAGEMENT_RESPONSE: Final = 0x22
+LOGIN_RESPONSE: Final = 0x23
+TEXT_RESPONSE: Final = 0x24
+DATA_IN: Final = 0x25
+LOGOUT_RESPONSE: Final = 0x26
+R2T: Final = 0x31
+ASYNC_MESSAGE: Final = 0x32
+REJECT: Final = 0x3F
 
-OPCODE_MASK = 0x3F
-IMMEDIATE = 0x40
+OPCODE_MASK: Final = 0x3F
+IMMEDIATE: Final = 0x40
 """The I bit of byte 0 (11.2.1.1)."""
 
-FINAL = 0x80
+FINAL: Final = 0x80
 """The F bit of byte 1; in login and text the same bit is T or F (11.2.1.3)."""
-TRANSIT = 0x80
-CONTINUE = 0x40
+TRANSIT: Final = 0x80
+CONTINUE: Final = 0x40
 """The C bit of login and text (11.10.2, 11.12.2)."""
-READ = 0x40
-WRITE = 0x20
+READ: Final = 0x40
+WRITE: Final = 0x20
 """R and W of a SCSI Command (11.3.1)."""
-DATA_ACKNOWLEDGE = 0x40
-DATA_OVERFLOW = 0x04
-DATA_UNDERFLOW = 0x02
-DATA_STATUS = 0x01
+DATA_ACKNOWLEDGE: Final = 0x40
+DATA_OVERFLOW: Final = 0x04
+DATA_UNDERFLOW: Final = 0x02
+DATA_STATUS: Final = 0x01
 """A, O, U and S of a Data-In (11.7.1)."""
-RESPONSE_OVERFLOW = 0x04
-RESPONSE_UNDERFLOW = 0x02
+RESPONSE_OVERFLOW: Final = 0x04
+RESPONSE_UNDERFLOW: Final = 0x02
 """O and U of a SCSI Response (11.4.1)."""
 
 
@@ -129,18 +130,18 @@ class RejectReason(IntEnum):
     WAITING_FOR_LOGOUT = 0x0C
 
 
-COMMAND = Struct(">BBHI8sIIII16s")
+COMMAND: Final = Struct(">BBHI8sIIII16s")
 """SCSI Command: opcode, flags, 0, lengths, LUN, ITT, expected data transfer length, CmdSN, ExpStatSN, CDB."""
-INITIATOR = Struct(">BBHI8s8I")
+INITIATOR: Final = Struct(">BBHI8s8I")
 """Any other PDU of the initiator: opcode, flags, 2 bytes, lengths, LUN (or ISID and TSIH), ITT, then words 20 24 28 32 36 40 44."""
-TARGET = Struct(">BBBBI8s8I")
+TARGET: Final = Struct(">BBBBI8s8I")
 """Any PDU of the target: opcode, flags, two bytes, lengths, LUN (or ISID, TSIH), ITT, TTT, StatSN, ExpCmdSN, MaxCmdSN, words 36 40 44."""
-HOT_TARGET = Struct(">xBBBI8x8I")
+HOT_TARGET: Final = Struct(">xBBBI8x8I")
 """The same without opcode and LUN: what the receive path looks at."""
-LENGTHS = Struct(">I")
+LENGTHS: Final = Struct(">I")
 """Bytes 4 to 7: TotalAHSLength in 4-byte words, then DataSegmentLength in bytes."""
 
-NAMES = {
+NAMES: Final = {
     NOP_OUT: "NOP-Out",
     SCSI_COMMAND: "SCSI Command",
     TASK_MANAGEMENT: "Task Management",
@@ -161,7 +162,7 @@ NAMES = {
     REJECT: "Reject",
 }
 
-_WORDS = {
+_WORDS: Final = {
     NOP_OUT: ("ttt", "cmd_sn", "exp_stat_sn", "", "", "", ""),
     SCSI_COMMAND: ("length", "cmd_sn", "exp_stat_sn", "", "", "", ""),
     TASK_MANAGEMENT: ("ref_itt", "cmd_sn", "exp_stat_sn", "ref_cmd_sn", "exp_data_sn", "", ""),

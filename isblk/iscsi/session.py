@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from enum import Enum
+from typing import Final
 
 from isblk.errors import IsblkError, PathLost, ProtocolError, RequestFailed, TaskAborted
 from isblk.iscsi import pdu
@@ -25,16 +26,16 @@ from isblk.iscsi.serial import MASK, follows
 from isblk.iscsi.task import AsyncMessage, Exchange, Kind, Task
 from isblk.iscsi.wire import NO_LUN, Wire
 
-_READ_FLAGS = pdu.FINAL | pdu.READ | pdu.Attribute.SIMPLE
-_NO_DATA_FLAGS = pdu.FINAL | pdu.Attribute.SIMPLE
-_WRITE_FLAGS = pdu.WRITE | pdu.Attribute.SIMPLE
-_RESIDUAL = pdu.DATA_OVERFLOW | pdu.DATA_UNDERFLOW
-_ABORTED = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)
-_UNIT_WIDE = (pdu.TaskManagement.ABORT_TASK_SET, pdu.TaskManagement.CLEAR_TASK_SET, pdu.TaskManagement.LOGICAL_UNIT_RESET)
-_RESETS = (pdu.TaskManagement.TARGET_WARM_RESET, pdu.TaskManagement.TARGET_COLD_RESET)
+_READ_FLAGS: Final = pdu.FINAL | pdu.READ | pdu.Attribute.SIMPLE
+_NO_DATA_FLAGS: Final = pdu.FINAL | pdu.Attribute.SIMPLE
+_WRITE_FLAGS: Final = pdu.WRITE | pdu.Attribute.SIMPLE
+_RESIDUAL: Final = pdu.DATA_OVERFLOW | pdu.DATA_UNDERFLOW
+_ABORTED: Final = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)
+_UNIT_WIDE: Final = (pdu.TaskManagement.ABORT_TASK_SET, pdu.TaskManagement.CLEAR_TASK_SET, pdu.TaskManagement.LOGICAL_UNIT_RESET)
+_RESETS: Final = (pdu.TaskManagement.TARGET_WARM_RESET, pdu.TaskManagement.TARGET_COLD_RESET)
 
-_pack_command = pdu.COMMAND.pack
-_unpack_target = pdu.HOT_TARGET.unpack_from
+_pack_command: Final = pdu.COMMAND.pack
+_unpack_target: Final = pdu.HOT_TARGET.unpack_from
 
 
 class State(Enum):
@@ -476,21 +477,21 @@ def _extended_cdb(rest: bytes) -> bytes:
 
 
 _Handler = Callable[[Session, memoryview, memoryview], None]
-_COMMON: dict[int, _Handler] = {
+_COMMON: Final[dict[int, _Handler]] = {
     pdu.NOP_IN: Session._nop_in,
     pdu.ASYNC_MESSAGE: Session._async_message,
     pdu.REJECT: Session._reject,
     pdu.TEXT_RESPONSE: Session._text_response,
 }
-_FULL: dict[int, _Handler] = {
+_FULL: Final[dict[int, _Handler]] = {
     **_COMMON,
     pdu.DATA_IN: Session._data_in,
     pdu.SCSI_RESPONSE: Session._scsi_response,
     pdu.R2T: Session._r2t,
     pdu.TASK_MANAGEMENT_RESPONSE: Session._managed,
 }
-_LOGOUT: dict[int, _Handler] = {pdu.LOGOUT_RESPONSE: Session._logout_response}
-_HANDLERS: dict[tuple[str, State], dict[int, _Handler]] = {
+_LOGOUT: Final[dict[int, _Handler]] = {pdu.LOGOUT_RESPONSE: Session._logout_response}
+_HANDLERS: Final[dict[tuple[str, State], dict[int, _Handler]]] = {
     ("normal", State.LOGGED_IN): _FULL,
     ("normal", State.DRAINING): _FULL,
     ("normal", State.IN_LOGOUT): {**_FULL, **_LOGOUT},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from isblk.errors import ProtocolError
 from isblk.iscsi import pdu
@@ -10,7 +11,7 @@ from isblk.iscsi.framer import frame
 from isblk.iscsi.login import LoginResult
 from isblk.iscsi.serial import MASK, CommandWindow, follows
 
-NO_LUN = bytes(8)
+NO_LUN: Final = bytes(8)
 
 
 class Wire:

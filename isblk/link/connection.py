@@ -128,7 +128,7 @@ class Connection:
         """End of a batch: what was queued goes out with one sendmsg, at the end of the plane's batch when one is on."""
         if not self._dirty and not self._stuck:
             self._dirty = True
-            self._plane.at_batch_end(self, self._flush)
+            self._plane.at_batch_end(self, self._flush, early=True)
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a plain function after some seconds (back-off of a busy logical unit)."""

@@ -11,6 +11,7 @@ The contract:
   it.
 * A burst ends after BURST_SECONDS, when a task of trio can run, at trio's next deadline, or when nothing has come for PATIENCE_SECONDS:
   timers and tasks are late by no more than BURST_SECONDS and one handler's own bound, signals and control by PATIENCE_SECONDS more.
+* A poll that would sleep first looks for a moment whether the next event is there already (busypoll.py).
 * A front end that waits in trio's own loop (pyfuse3) must not be kept waiting by a poll: while `impatient` is held, polls do not block.
 """
 
@@ -24,6 +25,8 @@ from time import monotonic
 from typing import Protocol
 
 import trio
+
+from isblk.link.busypoll import BusyPoll
 
 BURST_SECONDS = 0.005
 """How long a burst may keep trio from running."""
@@ -54,10 +57,12 @@ class Plane(trio.abc.Instrument):
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._batch: list[tuple[Handler, Callable[[], None]]] = []
+        self._early: list[tuple[Handler, Callable[[], None]]] = []
         self._in_burst = False
         self._is_wanted = False
         self._impatient = 0
         self._nursery: trio.Nursery | None = None
+        self._busy = BusyPoll()
         self.bursts = 0
         self.polls = 0
 
@@ -75,10 +80,16 @@ class Plane(trio.abc.Instrument):
         if self._handlers.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
-    def at_batch_end(self, handler: Handler, function: Callable[[], None]) -> None:
-        """Call `function` once the handlers of this poll have run, or now when no burst is on; an exception goes to `handler.broken`."""
+    def at_batch_end(self, handler: Handler, function: Callable[[], None], early: bool = False) -> None:
+        """Call `function` once the handlers of this poll have run, or now when no burst is on; an exception goes to `handler.broken`.
+
+        `early`: before all that are not. A target that has its commands works on them while the replies to a front end are copied.
+        """
         if self._in_burst:
-            self._batch.append((handler, function))
+            if early:
+                self._early.append((handler, function))
+            else:
+                self._batch.append((handler, function))
         else:
             self._guard(handler, function)
 
@@ -141,18 +152,19 @@ class Plane(trio.abc.Instrument):
     def _burst(self) -> None:
         """Poll and handle until nothing comes or the time is used up."""
         end = monotonic() + BURST_SECONDS
-        patience = 0.0
         longest: float | None = None
         self._is_wanted = False
+        self._busy.burst()
         self.bursts += 1
-        while events := self._epoll.poll(patience):
+        events = self._epoll.poll(0)
+        while events:
             self.polls += 1
             self._in_burst = True
             try:
                 for descriptor, mask in events:
                     self._handle(descriptor, mask)
-                while self._batch:
-                    batch, self._batch = self._batch, []
+                while self._early or self._batch:
+                    batch, self._early, self._batch = self._early + self._batch, [], []
                     for handler, function in batch:
                         self._guard(handler, function)
             finally:  # Also on KeyboardInterrupt: what cleans up behind it must be able to send.
@@ -160,12 +172,13 @@ class Plane(trio.abc.Instrument):
             if monotonic() >= end:
                 return
             if self._impatient:
+                events = self._epoll.poll(0)
                 continue
             if self._is_wanted:
                 return
             if longest is None:  # A deadline that comes nearer within the burst is a task's, which has to run for that.
                 longest = min(PATIENCE_SECONDS, max(0.0, trio.lowlevel.current_statistics().seconds_to_next_deadline))
-            patience = longest
+            events = self._busy.wait(self._epoll.poll, longest)
 
     def _handle(self, descriptor: int, mask: int) -> None:
         handler = self._handlers.get(descriptor)

@@ -65,7 +65,7 @@ def test_a_mark_outlives_clearing() -> None:
 class Lent(Request):
     """A front end that lets the journal have its memory: `owners` are told when nobody refers to it any more."""
 
-    def keep(self) -> tuple[memoryview, object]:
+    def keep(self) -> tuple[bytes | memoryview, object]:
         assert self.data is not None
         return self.data, Owner()
 
@@ -77,6 +77,7 @@ class Owner:
         Owner.gone += 1
 
 
+@pytest.mark.source_form("has a kind of Request of its own")
 def test_memory_that_is_lent_is_lent_until_the_change_is_done_again_too() -> None:
     Owner.gone = 0
     journal, data = Journal(), memoryview(bytearray(b"x" * 512))

@@ -484,6 +484,7 @@ def test_without_memory_a_request_waits(command: int, length: int) -> None:
     assert memory.used == 0
 
 
+@pytest.mark.source_form("replaces a constant that is compiled in")
 def test_a_client_holds_only_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nbdsession, "HELD_LIMIT", 100_000)
     peer = Peer(MemoryDevice(SIZE, 1, hold=True))

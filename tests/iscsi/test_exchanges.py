@@ -201,6 +201,7 @@ def test_an_answer_that_never_ends_in_empty_parts_is_given_up_and_the_waiter_tol
     assert len(script.answers) == 1 and script.answers[0].error is not None
 
 
+@pytest.mark.source_form("replaces a constant that is compiled in")
 def test_an_answer_that_never_ends_in_large_parts_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TEXT_LIMIT", 100_000)
     script = Script()

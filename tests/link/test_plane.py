@@ -253,6 +253,11 @@ class CountingPoll:
         return getattr(self.inner, name)
 
 
+def sleeps(counting: CountingPoll) -> list[float]:
+    """Without the looks before them."""
+    return [each for each in counting.waits if each]
+
+
 async def test_a_burst_waits_a_moment_for_what_comes_next_unless_somebody_is_impatient() -> None:
     plane = Plane()
     with ears(plane) as (ear,):
@@ -260,7 +265,7 @@ async def test_a_burst_waits_a_moment_for_what_comes_next_unless_somebody_is_imp
         plane._epoll = counting  # type: ignore[assignment]
         ear.speak()
         plane._burst()
-        assert counting.waits == [0.0, module.PATIENCE_SECONDS]
+        assert sleeps(counting) == [module.PATIENCE_SECONDS]
         counting.waits.clear()
         with plane.impatient(), plane.impatient():
             ear.speak()
@@ -269,7 +274,7 @@ async def test_a_burst_waits_a_moment_for_what_comes_next_unless_somebody_is_imp
         counting.waits.clear()
         ear.speak()
         plane._burst()
-        assert counting.waits == [0.0, module.PATIENCE_SECONDS]
+        assert sleeps(counting) == [module.PATIENCE_SECONDS]
     plane.close()
 
 
@@ -301,7 +306,7 @@ async def test_a_burst_waits_no_longer_than_to_the_next_deadline(monkeypatch: py
         with trio.move_on_after(0.003):  # noqa: ASYNC100 - its deadline is looked at, not waited for
             ear.speak()
             plane._burst()
-        assert counting.waits[0] == 0.0 and counting.waits[1] <= 0.003
+        assert counting.waits[0] == 0.0 and max(counting.waits) <= 0.003
     plane.close()
 
 

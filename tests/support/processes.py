@@ -74,6 +74,7 @@ class Processes:
         self.home = home
         self.started: list[Started] = []
         self.env = {
+            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},  # scripts/test --compiled
             "ISBLK_CONFIG": "",
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(home),
