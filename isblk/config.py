@@ -64,6 +64,7 @@ class PathOptions:
     noop_timeout: str | None = None
     fence: str | None = None
     shared: bool = False
+    queue_depth: str | None = None
 
 
 def make_policies(
@@ -89,6 +90,7 @@ def make_policies(
         no_path=_no_path(options),
         fence=_fence(options.fence),
         shared=options.shared,
+        queue_depth=_queue_depth(options.queue_depth),
     )
     return policies, Timing(login_timeout=login_timeout, noop_interval=interval, noop_timeout=timeout)
 
@@ -112,6 +114,14 @@ def _fence(text: str | None) -> FencePolicy:
         return FencePolicy(text)
     except ValueError:
         raise UsageError(f"{text!r} is no fence policy: there are {', '.join(one.value for one in FencePolicy)}") from None
+
+
+def _queue_depth(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,5}", text, re.ASCII) or not int(text):
+        raise UsageError(f"--queue-depth cannot be {text!r}: it is a number of requests, 1 or more")
+    return int(text)
 
 
 def _number(option: str, text: str | None, default: float) -> float:

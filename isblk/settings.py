@@ -49,6 +49,7 @@ SETTINGS: dict[str, type] = {
     "noop-timeout": str,
     "fence": str,
     "shared": bool,
+    "queue-depth": str,
     "automount": bool,
     "idle": float,
 }
@@ -66,6 +67,7 @@ NOT_FOR_DISCOVERY = (
     "noop-timeout",
     "fence",
     "shared",
+    "queue-depth",
     "automount",
     "idle",
 )

@@ -167,10 +167,17 @@ def policies(portals: tuple[Portal, ...] = ONE, more_portals: bool = False, **wo
     return make_policies(PathOptions(**words), portals, 15, more_portals)
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "", "100000"])
+def test_a_queue_depth_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--queue-depth cannot be"):
+        policies(queue_depth=text)
+
+
 def test_without_path_options_everything_is_the_default() -> None:
     found, timing = policies()
     assert (found.policy, found.failback, found.no_path) == (Policy.FAILOVER, Failback(0), NoPathRetry(120))
     assert (found.fence, found.shared, found.journal_limit) == (FencePolicy.STRICT, False, 64 << 20)
+    assert found.queue_depth is None
     assert (timing.login_timeout, timing.noop_interval, timing.noop_timeout) == (15, 5, 5)
 
 
@@ -180,6 +187,7 @@ def test_path_options_go_where_they_belong() -> None:
     assert (found.policy, found.failback, found.no_path) == (Policy.QUEUE_LENGTH, MANUAL, QUEUE)
     assert (found.fence, found.shared) == (FencePolicy.FAST, True)
     assert (timing.noop_interval, timing.noop_timeout) == (1, 1.5)
+    assert policies(queue_depth="32")[0].queue_depth == 32
     assert policies(failback="7.5")[0].failback == Failback(7.5)
 
 

@@ -21,7 +21,7 @@ FLAP_SECONDS: Final = 60.0
 """A path that was lost FLAPS times in so many seconds is damped (san_path_err_threshold of multipath-tools)."""
 CARRYING: Final = (AccessState.OPTIMIZED, AccessState.NON_OPTIMIZED, AccessState.LBA_DEPENDENT)
 DEPTH_LIMIT: Final = 256
-"""Requests on one path beyond which a limit is no limit: more than any front end has."""
+"""Requests on one path beyond which a limit is no limit, where none was set: more than any front end has."""
 RATE_SHARE: Final = 0.1
 """How much the latest request counts in the rate of a path (an exponential mean)."""
 
@@ -67,7 +67,7 @@ class Path:
     `session` counts the sessions that carried requests; `ended` is the last of them known to have ended at the target, tasks too.
     """
 
-    def __init__(self, number: int, keeper: Keeper) -> None:
+    def __init__(self, number: int, keeper: Keeper, queue_depth: int | None = None) -> None:
         self.number = number
         self.keeper = keeper
         self.state = PathState.DOWN
@@ -78,7 +78,8 @@ class Path:
         self.damped = False
         self.unit: Unit | None = None
         self.connection: Nexus | None = None
-        self.depth: int | None = None
+        self.queue_depth = queue_depth
+        self.depth = queue_depth
         self.in_flight = 0
         self.bytes_in_flight = 0
         self.service_rate = 0.0
@@ -121,8 +122,8 @@ class Path:
         """Some time has gone well: let in some more; no limit is kept above DEPTH_LIMIT."""
         if self.depth is not None:
             self.depth += max(1, self.depth // 8)
-            if self.depth >= DEPTH_LIMIT:
-                self.depth = None
+            if self.depth >= (self.queue_depth or DEPTH_LIMIT):
+                self.depth = self.queue_depth
 
     def count_loss(self, now: float) -> None:
         """The path is lost at `now` (seconds of trio's clock)."""

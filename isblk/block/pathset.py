@@ -75,7 +75,7 @@ class PathSet:
     def add_device(self, found: Description) -> Multipath:
         """A device over all keepers, pinned to this identity; its paths are down until their keepers bring them up."""
         device = Multipath(f"LUN {lun_text(found.lun)}", geometry(found), self._policies, self._plane.start_soon)
-        device.paths = [Path(number, keeper) for number, keeper in enumerate(self.keepers)]
+        device.paths = [Path(number, keeper, self._policies.queue_depth) for number, keeper in enumerate(self.keepers)]
         device.on_no_path = self._hurry
         device.on_access_changed = partial(self.spawn_access, device)
         self.devices[found.lun] = device

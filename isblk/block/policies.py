@@ -25,6 +25,7 @@ class FencePolicy(Enum):
 @dataclass(frozen=True)
 class Policies:
     """All of it. Times in seconds, `journal_limit` in bytes. `shared`: other hosts use the logical unit, so it is never reset.
+    `queue_depth`: requests that one path carries at most; None leaves that to the target's command window and its TASK SET FULL.
 
     `network_wait` is how long after its loss what a session sent that could not be ended is given to arrive, before a reset ends what the
     target has of it; `fence_wait` is how long it is given to be noticed by the target where no reset may be had either, by default LIO's
@@ -36,6 +37,7 @@ class Policies:
     no_path: NoPathRetry = _REPLACEMENT_TIMEOUT
     fence: FencePolicy = FencePolicy.STRICT
     shared: bool = False
+    queue_depth: int | None = None
     network_wait: float = 5
     fence_wait: float = 45
     settle_wait: float = 5
@@ -45,6 +47,8 @@ class Policies:
     def __post_init__(self) -> None:
         if self.journal_limit < 1 << 20:
             raise UsageError("the journal of unflushed writes needs at least 1 MiB")
+        if self.queue_depth is not None and self.queue_depth < 1:
+            raise UsageError("a path that may carry no request is none: the queue depth is at least 1")
         if min(self.network_wait, self.fence_wait, self.settle_wait, self.poll_interval) < 0:
             raise UsageError("a time cannot be negative")
 

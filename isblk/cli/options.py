@@ -153,6 +153,9 @@ path_options = _stacked(
         help="strict (default): repeat a write when the old one cannot land; fast: at once, at the risk of data.",
     ),
     click.option("--shared", is_flag=True, help="Other hosts use the logical unit too: never reset it."),
+    click.option(
+        "--queue-depth", metavar="N", help="Send at most so many requests at once over one path (default: what the target takes)."
+    ),
 )
 """How the paths to a target are used; isblk/config.py checks them."""
 

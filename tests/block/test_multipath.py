@@ -617,6 +617,21 @@ def test_any_sequence_of_events(events: list[tuple[int, int, int]], late: bool, 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
+async def test_no_path_carries_more_than_the_queue_depth_that_was_set(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery, count=2, policy=Policy.ROUND_ROBIN, queue_depth=2)
+        units = [rig.up(0), rig.up(1)]
+        requests = [rig.read(block) for block in range(10)]
+        most = 0
+        while not all(request.finished for request in requests):
+            pending = [len(unit.pending) for unit in units]
+            assert max(pending) <= 2 and sum(pending) + rig.device.waiting == sum(not request.finished for request in requests)
+            most = max(most, sum(pending))
+            next(unit for unit in units if unit.pending).answer()
+            rig.device.tick(trio.current_time())
+        assert most == 4, "both paths are used"
+
+
 async def test_task_set_full_lowers_the_depth_of_the_path_until_time_has_gone_by(autojump_clock: object) -> None:
     async with trio.open_nursery() as nursery:
         rig = Rig(nursery, count=1)

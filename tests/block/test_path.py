@@ -106,6 +106,19 @@ def test_the_port_group_of_a_description() -> None:
     assert (port_group(found(other, group)), port_group(found(other)), port_group(found())) == (0x102, None, None)
 
 
+def test_a_depth_that_was_set_is_where_it_begins_and_where_it_ends() -> None:
+    path = Path(0, cast(Any, None), 8)
+    path.in_flight = 7
+    assert path.depth == 8 and not path.is_full
+    path.in_flight = 8
+    assert path.is_full
+    path.lower_depth()
+    assert path.depth == 6
+    for _ in range(100):
+        path.raise_depth()
+    assert path.depth == 8
+
+
 def test_the_depth_of_a_full_path_goes_down_by_a_quarter_and_up_by_an_eighth() -> None:
     path = Path(0, cast(Any, None))
     path.in_flight = 32

@@ -189,7 +189,7 @@ class Rig:
         self.device = Multipath("LUN 0", self.store.geometry, Policies(**policies), nursery.start_soon)
         for number in range(count):
             keeper = SimpleNamespace(portal=Portal("10.0.0.1", 3260 + number), connection=None, phase=Phase.DOWN, reason="", portal_group=1)
-            self.device.paths.append(Path(number, cast(Any, keeper)))
+            self.device.paths.append(Path(number, cast(Any, keeper), self.device.policies.queue_depth))
         self.finished: list[Request] = []
 
     def up(self, *numbers: int, reinstate: bool = True, access: AccessState = AccessState.OPTIMIZED) -> FakeUnit:
