@@ -1,9 +1,10 @@
 """The control socket as its users see it: what runs on this machine, asked by `isblk status` and told to stop by `isblk umount`.
 
 Each daemon listens on RUN/<pid>.sock (0600 in a 0700 directory). A message is one line of JSON in UTF-8, of bounded length, in both
-directions. Request: {"isblk": 1, "request": "status"}, or "stop", or "log" (the last lines that it logged). Answer: {"isblk": 1, "answer":
-{...}} or {"isblk": 1, "error": "a sentence"}. The number is the version of this schema: a side that does not know it says so and reads
-nothing else; within a version, keys are only added. Several requests may follow each other on one connection.
+directions. Request: {"isblk": 1, "request": "status"}, or "stop", or "log" (the last lines that it logged); some daemons know more
+(changing.py, supervisor/run.py). Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1, "error": "a sentence"}. The number is the version of
+this schema: a side that does not know it says so and reads nothing else; within a version, keys are only added. Several requests may follow
+each other on one connection.
 
 This module is the client and what both sides share. It has plain blocking sockets with a deadline and no trio, which alone would double the
 time `isblk status` takes to start; the server is controlserver.py.
@@ -30,8 +31,8 @@ VERSION = 1
 MESSAGE_LIMIT = 1 << 20
 """Bytes of an answer: a status with some hundred paths is far below it."""
 
-REQUEST_LIMIT = 4096
-"""Bytes of a request."""
+REQUEST_LIMIT = 1 << 16
+"""Bytes of a request: one may name many places."""
 
 DEADLINE = 5.0
 """Seconds for one daemon's answer: a daemon answers between two requests, so a slower one is stopped or swapped out."""
@@ -100,12 +101,15 @@ def daemons(directory: Path) -> list[Daemon]:
     return sorted((daemon for daemon in found if _listens(daemon.path)), key=lambda daemon: daemon.pid)
 
 
-def ask(path: Path, request: str, deadline: float = DEADLINE) -> dict[str, Any]:
-    """One request, one answer. Raises Unreachable when nothing answers within `deadline` seconds, ProtocolError for rubbish, UsageError
-    with the daemon's own sentence when it refuses."""
+def ask(path: Path, request: str, deadline: float = DEADLINE, **words: Any) -> dict[str, Any]:
+    """One request, with the `words` that belong to it, one answer.
+
+    Raises Unreachable when nothing answers within `deadline` seconds, ProtocolError for rubbish, UsageError with the daemon's own sentence
+    when it refuses.
+    """
     end = time.monotonic() + deadline
     with _connected(path, end) as connection:
-        return _converse(connection, path, request, end)
+        return _converse(connection, path, {"request": request, **words}, end)
 
 
 def stop(path: Path, deadline: float = STOP_DEADLINE) -> None:
@@ -177,10 +181,11 @@ def _connected(path: Path, end: float) -> Iterator[socket.socket]:
         yield connection
 
 
-def _converse(connection: socket.socket, path: Path, request: str, end: float) -> dict[str, Any]:
+def _converse(connection: socket.socket, path: Path, message: dict[str, Any], end: float) -> dict[str, Any]:
+    request = message["request"]
     try:
         connection.settimeout(max(0.001, end - time.monotonic()))
-        connection.sendall(encode({"request": request}))
+        connection.sendall(encode(message))
         message = decode(_line(connection, end))
     except TimeoutError:
         raise Unreachable(f"the daemon {path.stem} does not answer; it may be stopped (kill -CONT {path.stem})") from None

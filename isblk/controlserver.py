@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from isblk.errors import IsblkError, ProtocolError, UsageError
 from isblk.logs import recent
 
 log = logging.getLogger(__name__)
+
+Request = Callable[[dict[str, Any]], dict[str, Any]]
+"""What answers a request: it gets the whole message, returns what JSON can hold at once, or raises IsblkError with a sentence."""
+NO_MORE: Mapping[str, Request] = {}
 
 CONNECTIONS = 16
 """Connections served at once; those behind them wait in the backlog."""
@@ -35,13 +39,21 @@ async def serve(
     directory: Path,
     status: Callable[[], dict[str, Any]],
     stop: Callable[[], None],
+    more: Mapping[str, Request] = NO_MORE,
     task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen in `directory` (state.make_directory has made it) until cancelled; reports the socket's path, and removes it at the end.
 
-    `status` returns what JSON can hold; `stop` only asks for the end and returns. Raises UsageError when the socket cannot be made.
+    `status` returns what JSON can hold; `stop` only asks for the end and returns; `more` are requests that this daemon alone knows. Raises
+    UsageError when the socket cannot be made.
     """
     path = socket_path(directory)
+    requests: dict[str, Request] = {
+        "status": lambda _: status(),
+        "stop": lambda _: _stopped(stop),
+        "log": lambda _: {"lines": recent.lines()},
+        **more,
+    }
     listener = _listen(path)
     free = trio.Semaphore(CONNECTIONS)
     try:
@@ -51,7 +63,7 @@ async def serve(
                 while True:
                     await free.acquire()
                     connection = await _accept(accepting)
-                    nursery.start_soon(_serve_one, connection, status, stop, free)
+                    nursery.start_soon(_serve_one, connection, requests, free)
     finally:
         path.unlink(missing_ok=True)
 
@@ -90,46 +102,44 @@ def peer_may_ask(connection: trio.socket.SocketType) -> bool:
     return uid in (0, os.geteuid())
 
 
-async def _serve_one(
-    connection: trio.socket.SocketType, status: Callable[[], dict[str, Any]], stop: Callable[[], None], free: trio.Semaphore
-) -> None:
+def _stopped(stop: Callable[[], None]) -> dict[str, Any]:
+    stop()
+    return {}
+
+
+async def _serve_one(connection: trio.socket.SocketType, requests: Mapping[str, Request], free: trio.Semaphore) -> None:
     stream = trio.SocketStream(connection)
     try:
         async with stream:
             if not peer_may_ask(connection):
                 await _send(stream, _error("only root and the user who started it may ask this daemon"))
                 return
-            await _converse(stream, status, stop)
+            await _converse(stream, requests)
     except (ProtocolError, trio.BrokenResourceError, trio.TooSlowError) as error:
         log.debug("a control connection ended: %s", error)
     finally:
         free.release()
 
 
-async def _converse(stream: trio.SocketStream, status: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> None:
+async def _converse(stream: trio.SocketStream, requests: Mapping[str, Request]) -> None:
     buffer = bytearray()
     while True:
         with trio.fail_after(IDLE_DEADLINE):
             line = await _next_line(stream, buffer)
         if line is None:
             return
-        await _send(stream, _answer(line, status, stop))
+        await _send(stream, _answer(line, requests))
 
 
-def _answer(line: bytes, status: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> bytes:
-    """The line that answers a request. A bug in what `status` calls is logged and answered: it must not end the daemon."""
+def _answer(line: bytes, requests: Mapping[str, Request]) -> bytes:
+    """The line that answers a request. A bug in what it calls is logged and answered: it must not end the daemon."""
     try:
-        request = decode(line).get("request")
-        if request == "status":
-            answer = encode({"answer": {"pid": os.getpid(), **status()}})
-            return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
-        if request == "stop":
-            stop()
-            return encode({"answer": {"pid": os.getpid()}})
-        if request == "log":
-            answer = encode({"answer": {"pid": os.getpid(), "lines": recent.lines()}})
-            return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
-        return _error(f"there is no request {str(request)[:40]!r}; there are status, stop and log")
+        message = decode(line)
+        name = message.get("request")
+        if not isinstance(name, str) or name not in requests:
+            return _error(f"there is no request {str(name)[:40]!r}; there are {', '.join(list(requests)[:-1])} and {list(requests)[-1]}")
+        answer = encode({"answer": {"pid": os.getpid(), **requests[name](message)}})
+        return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
     except IsblkError as error:
         return _error(str(error))
     except Exception:

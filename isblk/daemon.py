@@ -31,7 +31,9 @@ from isblk.block.pathset import PathSet
 from isblk.block.policies import Policies
 from isblk.block.sleeper import Hooks, Sleeper
 from isblk.block.stack import Disk
+from isblk.changing import changes
 from isblk.config import Target
+from isblk.controlserver import NO_MORE, Request
 from isblk.ending import controlled, written_back
 from isblk.errors import UsageError
 from isblk.export.allocation import Allocation
@@ -154,6 +156,11 @@ async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIte
         yield asleep
 
 
+def _requests(running: Running) -> Mapping[str, Request]:
+    """Beside status and stop. An automount's paths come and go, and what is said of them would be forgotten with them."""
+    return NO_MORE if isinstance(running.attachment, Sleeper) else changes(running.attachment.paths)
+
+
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:
     spec, allocations = running.spec, _allocations(running.attachment.disks, plane)
     async with trio.open_nursery() as asking:
@@ -164,7 +171,7 @@ async def _serve(plane: Plane, running: Running, started: Callable[[], None]) ->
         running.attachment.hooks.forget = partial(_forget, volume)
     source = _source(running)
     options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other, caching=spec.caching)
-    async with controlled(spec.run_directory, running.status, running.stop), trio.open_nursery() as serving:
+    async with controlled(spec.run_directory, running.status, running.stop, _requests(running)), trio.open_nursery() as serving:
         await serving.start(_engine(spec.engine), plane, volume, running.mountpoint, options, running.counters, running.stop)
         started()
 

@@ -6,7 +6,7 @@ Logout. What could not be written back is an error that names the disks.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,16 +44,21 @@ async def written_back(plane: Plane, attachment: Attachment, stop: trio.Event) -
 
 
 @asynccontextmanager
-async def controlled(directory: Path, status: Callable[[], dict[str, Any]], stop: trio.Event) -> AsyncIterator[None]:
+async def controlled(
+    directory: Path,
+    status: Callable[[], dict[str, Any]],
+    stop: trio.Event,
+    more: Mapping[str, controlserver.Request] = controlserver.NO_MORE,
+) -> AsyncIterator[None]:
     """A block with a control socket in `directory`; asked to stop, it sets `stop`. An IsblkError of the block comes out as itself.
 
-    Raises UsageError when the socket cannot be made.
+    `more` are the requests that this daemon knows beside status and stop. Raises UsageError when the socket cannot be made.
     """
     failure: IsblkError | None = None
     async with trio.open_nursery() as nursery:
         # An exception that crosses a nursery comes out in a group: kept until it has closed.
         try:
-            await nursery.start(controlserver.serve, directory, status, stop.set)
+            await nursery.start(controlserver.serve, directory, status, stop.set, more)
             yield
         except* IsblkError as group:
             failure = next(error for error in _leaves(group) if isinstance(error, IsblkError))

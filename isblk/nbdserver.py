@@ -20,6 +20,7 @@ from isblk.block.attach import Attached, Where, attached
 from isblk.block.blockstatus import lba_status
 from isblk.block.policies import Policies
 from isblk.block.stack import Disk
+from isblk.changing import changes
 from isblk.config import Target
 from isblk.ending import controlled, written_back
 from isblk.export.nbd import ClientStatus, Export, NbdServer
@@ -103,7 +104,7 @@ async def serve(spec: NbdSpec, listeners: list[Listener], access: Access, stop: 
             server = NbdServer(plane, exports, spec.tls, spec.read_only, spec.max_connections)
             running = Running(spec, access, attachment, server, exports, listeners)
             try:
-                async with controlled(spec.run_directory, running.status, stop):
+                async with controlled(spec.run_directory, running.status, stop, changes(attachment.paths)):
                     for listener in listeners:
                         listener.publish()
                         server.add_listener(listener.sock)

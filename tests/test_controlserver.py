@@ -165,7 +165,7 @@ async def test_an_idle_connection_is_closed(tmp_path: Path, autojump_clock: trio
     ours, theirs = trio.socket.socketpair()
     async with trio.open_nursery() as nursery:
         free = trio.Semaphore(0)
-        nursery.start_soon(controlserver._serve_one, theirs, dict, lambda: None, free)
+        nursery.start_soon(controlserver._serve_one, theirs, {}, free)
         with ours:
             await ours.send(b'{"isblk":1,')
             assert await ours.recv(100) == b""

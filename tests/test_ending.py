@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,15 @@ async def test_a_block_answers_and_is_asked_to_stop(tmp_path: Path) -> None:
         await trio.to_thread.run_sync(control.ask, daemon.path, "stop")
         await stop.wait()
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_daemon_may_know_more_requests(tmp_path: Path) -> None:
+    async with controlled(tmp_path, dict, trio.Event(), {"echo": lambda message: {"said": message["word"]}}):
+        path = control.socket_path(tmp_path)
+        answer = await trio.to_thread.run_sync(partial(control.ask, path, "echo", word="hello"))
+        assert answer["said"] == "hello"
+        with pytest.raises(UsageError, match="there are status, stop, log and echo"):
+            await trio.to_thread.run_sync(control.ask, path, "no")
 
 
 @pytest.mark.parametrize("grouped", [False, True])

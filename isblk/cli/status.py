@@ -12,6 +12,7 @@ import click
 from isblk import control
 from isblk.cli.options import json_option
 from isblk.cli.running import errors_as_sentences
+from isblk.cli.supervising import describe
 from isblk.cli.text import size_text, table
 from isblk.errors import IsblkError
 from isblk.state import places
@@ -50,13 +51,18 @@ def command(negotiated: bool, as_json: bool) -> None:
     isblk status --json
     """
     with errors_as_sentences():
-        found = _ask_all()
+        every = _ask_all()
+        found = [each for each in every if each.get("kind") != "supervisor"]
+        supervisor = next((each for each in every if each.get("kind") == "supervisor"), None)
         if as_json:
-            click.echo(json.dumps({"version": control.VERSION, "mounts": found}, indent=2))
-        elif not found:
+            click.echo(
+                json.dumps({"version": control.VERSION, "mounts": found} | ({"supervisor": supervisor} if supervisor else {}), indent=2)
+            )
+        elif not every:
             click.echo("isblk: nothing is mounted", err=True)
         else:
-            click.echo("\n\n".join(_text(mount, negotiated) for mount in found))
+            told = [describe(supervisor, _age)] if supervisor is not None else []
+            click.echo("\n\n".join([*told, *(_text(mount, negotiated) for mount in found)]))
 
 
 def _ask_all() -> list[dict[str, Any]]:

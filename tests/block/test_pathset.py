@@ -308,3 +308,13 @@ async def test_what_units_announce(autojump_clock: object, monkeypatch: pytest.M
 
 def test_times() -> None:
     assert pathset.TICK_SECONDS < pathset.TRANSITION_SECONDS <= pathset.STANDBY_SECONDS
+
+
+async def test_policies_are_those_of_every_device_that_is_there_or_comes(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery, fence_wait=7)
+        device = await rig.device(identified())
+        new = Policies(shared=True, fence_wait=7)
+        rig.paths.follow(new)
+        assert rig.paths.policies is device.policies is new
+        nursery.cancel_scope.cancel()
