@@ -33,6 +33,7 @@ from isblk.block.choose import NoPathRetry
 from isblk.block.policies import Policies
 from isblk.block.request import Geometry
 from isblk.block.stack import Disk
+from isblk.changing import changes
 from isblk.config import Target
 from isblk.ending import controlled, written_back
 from isblk.errors import IsblkError, RequestFailed
@@ -316,7 +317,8 @@ async def serve(spec: DeviceSpec, kernel: Kernel, access: Access, stop: trio.Eve
 
         try:
             device.attach()
-            async with controlled(spec.run_directory, status, stop, attachment.paths.events):
+            more = changes(attachment.paths, spec.timeout)
+            async with controlled(spec.run_directory, status, stop, more, attachment.paths.events):
                 started(nbddevice.path(device.index))
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(device.keep)

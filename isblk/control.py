@@ -2,7 +2,8 @@
 
 Each daemon listens on RUN/<pid>.sock (0600 in a 0700 directory). A message is one line of JSON in UTF-8, of bounded length, in both
 directions. Request: {"isblk": 1, "request": "status"}, or "stop", or "log" (the last lines that it logged), or {..., "request": "events",
-"after": N, "wait": SECONDS}. Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1, "error": "a sentence"}. The number is the version of
+"after": N, "wait": SECONDS}; some daemons know more (changing.py, supervisor/run.py). Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1,
+"error": "a sentence"}. The number is the version of
 this schema: a side that does not know it says so and reads nothing else; within a version, keys are only added. Several requests may follow
 each other on one connection.
 
@@ -31,8 +32,8 @@ VERSION = 1
 MESSAGE_LIMIT = 1 << 20
 """Bytes of an answer: a status with some hundred paths is far below it."""
 
-REQUEST_LIMIT = 4096
-"""Bytes of a request."""
+REQUEST_LIMIT = 1 << 16
+"""Bytes of a request: one may name many places."""
 
 DEADLINE = 5.0
 """Seconds for one daemon's answer: a daemon answers between two requests, so a slower one is stopped or swapped out."""
@@ -104,12 +105,15 @@ def daemons(directory: Path) -> list[Daemon]:
     return sorted((daemon for daemon in found if _listens(daemon.path)), key=lambda daemon: daemon.pid)
 
 
-def ask(path: Path, request: str, deadline: float = DEADLINE, **about: Any) -> dict[str, Any]:
-    """One request, with what it is `about`, one answer. Raises Unreachable when nothing answers within `deadline` seconds, ProtocolError
-    for rubbish, UsageError with the daemon's own sentence when it refuses."""
+def ask(path: Path, request: str, deadline: float = DEADLINE, **words: Any) -> dict[str, Any]:
+    """One request, with the `words` that belong to it, one answer.
+
+    Raises Unreachable when nothing answers within `deadline` seconds, ProtocolError for rubbish, UsageError with the daemon's own sentence
+    when it refuses.
+    """
     end = time.monotonic() + deadline
     with _connected(path, end) as connection:
-        return _converse(connection, path, {"request": request, **about}, end)
+        return _converse(connection, path, {"request": request, **words}, end)
 
 
 def ask_all(directory: Path, request: str = "status", **about: Any) -> tuple[list[tuple[Daemon, dict[str, Any]]], list[IsblkError]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ from isblk.errors import IsblkError, ProtocolError, UsageError
 from isblk.logs import recent
 
 log = logging.getLogger(__name__)
+
+Request = Callable[[dict[str, Any]], dict[str, Any]]
+"""What answers a request: it gets the whole message, returns what JSON can hold at once, or raises IsblkError with a sentence."""
+NO_MORE: Mapping[str, Request] = {}
 
 CONNECTIONS = 16
 """Connections served at once; those behind them wait in the backlog."""
@@ -47,16 +51,23 @@ async def serve(
     directory: Path,
     status: Callable[[], dict[str, Any]],
     stop: Callable[[], None],
+    more: Mapping[str, Request] = NO_MORE,
     events: Events | None = None,
     task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen in `directory` (state.make_directory has made it) until cancelled; reports the socket's path, and removes it at the end.
 
-    `status` returns what JSON can hold; `stop` only asks for the end and returns; `events` are what followers are told. Raises UsageError
-    when the socket cannot be made.
+    `status` returns what JSON can hold; `stop` only asks for the end and returns; `more` are requests that this daemon alone knows;
+    `events` are what followers are told. Raises UsageError when the socket cannot be made.
     """
     path = socket_path(directory)
-    daemon = _Daemon(status, stop, _News(Events() if events is None else events))
+    requests: dict[str, Request] = {
+        "status": lambda _: status(),
+        "stop": lambda _: _stopped(stop),
+        "log": lambda _: {"lines": recent.lines()},
+        **more,
+    }
+    daemon = _Daemon(requests, _News(Events() if events is None else events))
     listener = _listen(path)
     free = trio.Semaphore(CONNECTIONS)
     try:
@@ -141,11 +152,15 @@ class _News:
 
 @dataclass(frozen=True)
 class _Daemon:
-    """Who is asked."""
+    """Who is asked: requests that are answered at once, and the events, which may be waited for."""
 
-    status: Callable[[], dict[str, Any]]
-    stop: Callable[[], None]
+    requests: Mapping[str, Request]
     news: _News
+
+
+def _stopped(stop: Callable[[], None]) -> dict[str, Any]:
+    stop()
+    return {}
 
 
 async def _serve_one(connection: trio.socket.SocketType, daemon: _Daemon, free: trio.Semaphore) -> None:
@@ -173,22 +188,16 @@ async def _converse(stream: trio.SocketStream, daemon: _Daemon) -> None:
 
 
 async def _answer(line: bytes, daemon: _Daemon, connection: trio.socket.SocketType) -> bytes:
-    """The line that answers a request. A bug in what `status` calls is logged and answered: it must not end the daemon."""
+    """The line that answers a request. A bug in what it calls is logged and answered: it must not end the daemon."""
     try:
-        message = decode(line)
-        request = message.get("request")
-        if request == "status":
-            answer = encode({"answer": {"pid": os.getpid(), **daemon.status()}})
-            return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
-        if request == "events":
+        message, requests = decode(line), daemon.requests
+        name = message.get("request")
+        if name == "events":
             return await _events(message, daemon.news, connection)
-        if request == "stop":
-            daemon.stop()
-            return encode({"answer": {"pid": os.getpid()}})
-        if request == "log":
-            answer = encode({"answer": {"pid": os.getpid(), "lines": recent.lines()}})
-            return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
-        return _error(f"there is no request {str(request)[:40]!r}; there are status, events, stop and log")
+        if not isinstance(name, str) or name not in requests:
+            return _error(f"there is no request {str(name)[:40]!r}; there are {', '.join(requests)}, and events")
+        answer = encode({"answer": {"pid": os.getpid(), **requests[name](message)}})
+        return answer if len(answer) <= MESSAGE_LIMIT else _error(f"the answer is longer than {MESSAGE_LIMIT} bytes")
     except IsblkError as error:
         return _error(str(error))
     except Exception:

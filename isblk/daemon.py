@@ -32,7 +32,9 @@ from isblk.block.pathset import PathSet
 from isblk.block.policies import Policies
 from isblk.block.sleeper import Hooks, Sleeper
 from isblk.block.stack import Disk
+from isblk.changing import changes
 from isblk.config import Target
+from isblk.controlserver import NO_MORE, Request
 from isblk.ending import controlled, written_back
 from isblk.errors import UsageError
 from isblk.export.allocation import Allocation
@@ -161,8 +163,14 @@ async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIte
         yield asleep
 
 
+def _requests(running: Running) -> Mapping[str, Request]:
+    """Beside status and stop. An automount's paths come and go, and what is said of them would be forgotten with them."""
+    return NO_MORE if isinstance(running.attachment, Sleeper) else changes(running.attachment.paths)
+
+
 def _controlled(running: Running) -> AbstractAsyncContextManager[None]:
-    return controlled(running.spec.run_directory, running.status, running.stop, running.attachment.paths.events)
+    spec, events = running.spec, running.attachment.paths.events
+    return controlled(spec.run_directory, running.status, running.stop, _requests(running), events)
 
 
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@ Logout. What could not be written back is an error that names the disks.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -46,18 +46,23 @@ async def written_back(plane: Plane, attachment: Attachment, stop: trio.Event) -
 
 @asynccontextmanager
 async def controlled(
-    directory: Path, status: Callable[[], dict[str, Any]], stop: trio.Event, events: Events | None = None
+    directory: Path,
+    status: Callable[[], dict[str, Any]],
+    stop: trio.Event,
+    more: Mapping[str, controlserver.Request] = controlserver.NO_MORE,
+    events: Events | None = None,
 ) -> AsyncIterator[None]:
     """A block with a control socket in `directory`; asked to stop, it sets `stop`. An IsblkError of the block comes out as itself.
 
-    `events` are told of the beginning and the end, and who follows them is told too. Raises UsageError when the socket cannot be made.
+    `more` are the requests that this daemon knows beside status and stop; `events` are told of the beginning and the end, and who follows
+    them is told too. Raises UsageError when the socket cannot be made.
     """
     events = Events() if events is None else events
     failure: IsblkError | None = None
     async with trio.open_nursery() as nursery:
         # An exception that crosses a nursery comes out in a group: kept until it has closed.
         try:
-            await nursery.start(controlserver.serve, directory, status, stop.set, events)
+            await nursery.start(controlserver.serve, directory, status, stop.set, more, events)
             told = status()
             events.about = {name: told[name] for name in ("kind", "where", "target") if name in told}
             events.add(Kind.STARTED, f"{told.get('where', 'the daemon')} is there")

@@ -22,6 +22,7 @@ from isblk.block.blockstatus import lba_status
 from isblk.block.events import Events, Kind
 from isblk.block.policies import Policies
 from isblk.block.stack import Disk
+from isblk.changing import changes
 from isblk.config import Target
 from isblk.ending import controlled, written_back
 from isblk.export.nbd import ClientStatus, Export, NbdServer
@@ -109,8 +110,9 @@ async def serve(spec: NbdSpec, listeners: list[Listener], access: Access, stop: 
             server = NbdServer(plane, exports, spec.tls, spec.read_only, spec.max_connections)
             running = Running(spec, access, attachment, server, exports, listeners)
             try:
-                server.on_opened, server.on_gone = partial(_came, attachment.paths.events), partial(_went, attachment.paths.events)
-                async with controlled(spec.run_directory, running.status, stop, attachment.paths.events):
+                events = attachment.paths.events
+                server.on_opened, server.on_gone = partial(_came, events), partial(_went, events)
+                async with controlled(spec.run_directory, running.status, stop, changes(attachment.paths), events):
                     for listener in listeners:
                         listener.publish()
                         server.add_listener(listener.sock)

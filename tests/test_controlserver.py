@@ -166,7 +166,7 @@ async def test_an_idle_connection_is_closed(tmp_path: Path, autojump_clock: trio
     ours, theirs = trio.socket.socketpair()
     async with trio.open_nursery() as nursery:
         free = trio.Semaphore(0)
-        daemon = controlserver._Daemon(dict, lambda: None, controlserver._News(Events()))
+        daemon = controlserver._Daemon({}, controlserver._News(Events()))
         nursery.start_soon(controlserver._serve_one, theirs, daemon, free)
         with ours:
             await ours.send(b'{"isblk":1,')
@@ -217,7 +217,7 @@ async def telling(directory: Path) -> AsyncIterator[tuple[Events, Path]]:
     events = Events()
     events.about = {"where": "/mnt/disk"}
     async with trio.open_nursery() as nursery:
-        path = await nursery.start(serve, directory, dict, lambda: None, events)
+        path = await nursery.start(serve, directory, dict, lambda: None, controlserver.NO_MORE, events)
         yield events, path
         nursery.cancel_scope.cancel()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ async def test_a_block_answers_and_is_asked_to_stop(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+async def test_a_daemon_may_know_more_requests(tmp_path: Path) -> None:
+    async with controlled(tmp_path, dict, trio.Event(), {"echo": lambda message: {"said": message["word"]}}):
+        path = control.socket_path(tmp_path)
+        answer = await trio.to_thread.run_sync(partial(control.ask, path, "echo", word="hello"))
+        assert answer["said"] == "hello"
+        with pytest.raises(UsageError, match="there are status, stop, log, echo, and events"):
+            await trio.to_thread.run_sync(control.ask, path, "no")
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 async def test_its_error_comes_out_as_itself(tmp_path: Path, grouped: bool) -> None:
     error: Any = UsageError("it cannot be")
@@ -117,7 +127,7 @@ async def test_a_control_socket_that_cannot_be_made(tmp_path: Path) -> None:
 async def test_events_tell_of_the_beginning_and_the_end_and_whose_they_are(tmp_path: Path) -> None:
     stop, events = trio.Event(), Events()
     status = {"kind": "mount", "where": "/mnt/disk", "target": "iqn.x", "devices": []}
-    async with controlled(tmp_path, lambda: status, stop, events):
+    async with controlled(tmp_path, lambda: status, stop, events=events):
         path = control.socket_path(tmp_path)
         answer = await trio.to_thread.run_sync(lambda: control.ask(path, "events"))
         assert [event["kind"] for event in answer["events"]] == ["started"]

@@ -44,7 +44,7 @@ def served(directory: Path, pid: int | None = None, kept: int = 1000, where: str
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            path = await nursery.start(controlserver.serve, directory, dict, lambda: None, events)
+            path = await nursery.start(controlserver.serve, directory, dict, lambda: None, controlserver.NO_MORE, events)
             if pid is not None:
                 path = path.rename(control.socket_path(directory, pid))
             token = trio.lowlevel.current_trio_token()

@@ -161,8 +161,6 @@ class Chooser(Generic[T]):
     """
 
     def __init__(self, policy: Policy = Policy.FAILOVER, failback: Failback = IMMEDIATE, repeat: int = 1) -> None:
-        self.policy = policy
-        self.failback = failback
         self._repeat = repeat
         self._left = repeat
         self._group: list[T] | None = None
@@ -171,11 +169,18 @@ class Chooser(Generic[T]):
         self._better_waits = False
         self._better_since: float | None = None
         self._return = False
+        self.follow(policy, failback)
+
+    def follow(self, policy: Policy, failback: Failback) -> None:
+        """From the next request on, choose like this."""
+        self.policy = policy
+        self.failback = failback
         self._pick: Callable[[Sequence[Candidate], int], int] = self._in_turn
         if policy is Policy.QUEUE_LENGTH:
             self._pick = _shortest_queue
         elif policy is Policy.SERVICE_TIME:
             self._pick = _soonest
+        self.changed()
 
     @property
     def used(self) -> set[int]:

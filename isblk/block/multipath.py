@@ -109,6 +109,13 @@ class Multipath:
         """Take up what a path found out."""
         self._geometry = geometry
 
+    def follow(self, policies: Policies) -> None:
+        """From now on, use the paths like this; how much is kept for a lost cache (journal_limit) stays as it was."""
+        self.policies = policies
+        self._chooser.follow(policies.policy, policies.failback)
+        self._timed = policies.measures_time
+        self.again()
+
     def submit(self, request: Request) -> None:
         """Hot. Carry a request over a path, or keep it until one can."""
         if self._careful or request.op is _FLUSH:

@@ -93,6 +93,17 @@ class PathSet:
         self._pinned[found.lun] = found
         return device
 
+    def follow(self, policies: Policies) -> None:
+        """From now on, use the paths of every device like this."""
+        self._policies = policies
+        for device in self.devices.values():
+            device.follow(policies)
+
+    @property
+    def policies(self) -> Policies:
+        """How the paths are used."""
+        return self._policies
+
     def _hurry(self) -> None:
         for keeper in self.keepers:
             keeper.hurry()

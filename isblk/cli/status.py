@@ -14,6 +14,7 @@ import click
 from isblk import control
 from isblk.cli.options import json_option
 from isblk.cli.running import errors_as_sentences
+from isblk.cli.supervising import describe
 from isblk.cli.text import age_text, has_colours, paint, size_text, table
 from isblk.state import places
 
@@ -79,24 +80,38 @@ def schema_text() -> str:
     return files("isblk").joinpath("data/status.schema.json").read_text()
 
 
-def _show(found: list[dict[str, Any]], negotiated: bool, as_json: bool) -> None:
+def _document(every: list[dict[str, Any]]) -> dict[str, Any]:
+    """What --json prints: the supervisor apart from what it keeps up."""
+    found = [each for each in every if each.get("kind") != "supervisor"]
+    supervisor = next((each for each in every if each.get("kind") == "supervisor"), None)
+    return {"version": control.VERSION, "mounts": found, **({"supervisor": supervisor} if supervisor else {})}
+
+
+def _screen(every: list[dict[str, Any]], negotiated: bool) -> str:
+    """The same for people."""
+    told = _document(every)
+    first = [describe(told["supervisor"], age_text)] if "supervisor" in told else []
+    return "\n\n".join([*first, *(_text(mount, negotiated) for mount in told["mounts"])])
+
+
+def _show(every: list[dict[str, Any]], negotiated: bool, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"version": control.VERSION, "mounts": found}, indent=2))
-    elif not found:
+        click.echo(json.dumps(_document(every), indent=2))
+    elif not every:
         click.echo("isblk: nothing is mounted", err=True)
     else:
-        click.echo("\n\n".join(_text(mount, negotiated) for mount in found))
+        click.echo(_screen(every, negotiated))
 
 
 def _watch(seconds: float, negotiated: bool, as_json: bool) -> None:
     """A screen each time where there is one, else a text behind the other, JSON as a line each; Ctrl-C is how this is meant to end."""
     try:
         while True:
-            found = _ask_all()
+            every = _ask_all()
             if as_json:
-                click.echo(json.dumps({"version": control.VERSION, "time": time.time(), "mounts": found}))
+                click.echo(json.dumps({"time": time.time(), **_document(every)}))
             else:
-                _show_screen("\n\n".join(_text(mount, negotiated) for mount in found) or "nothing is mounted", seconds)
+                _show_screen(_screen(every, negotiated) or "nothing is mounted", seconds)
             sys.stdout.flush()
             time.sleep(seconds)
     except KeyboardInterrupt:

@@ -292,3 +292,13 @@ def test_what_is_neither_a_word_nor_seconds_is_a_usage_error(text: str) -> None:
     for parse in (Failback.parse, NoPathRetry.parse):
         with pytest.raises(UsageError, match="number of seconds"):
             parse(text)
+
+
+def test_another_policy_holds_from_the_next_request_on() -> None:
+    chooser, paths = Chooser[Path](), [Path(0), Path(1)]
+    assert picks(chooser, paths, 3) == [0, 0, 0]
+    chooser.follow(Policy.ROUND_ROBIN, MANUAL)
+    assert sorted(set(picks(chooser, paths, 4))) == [0, 1]
+    assert (chooser.policy, chooser.failback) == (Policy.ROUND_ROBIN, MANUAL)
+    chooser.follow(Policy.FAILOVER, IMMEDIATE)
+    assert len(set(picks(chooser, paths, 3))) == 1

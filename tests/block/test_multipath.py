@@ -654,3 +654,38 @@ async def test_task_set_full_lowers_the_depth_of_the_path_until_time_has_gone_by
             unit.answer_all()
         assert all(request.finished for request in later) and rig.device.waiting == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_other_policies_hold_from_the_next_request_on(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery)
+        rig.up(0, 1)
+        for block in range(4):
+            rig.read(block)
+        assert {path for path, _, _ in rig.sent()} == {0}
+        rig.device.follow(replace(rig.device.policies, policy=Policy.ROUND_ROBIN))
+        for block in range(4):
+            rig.read(block)
+        assert [path for path, _, _ in rig.sent()].count(1) == 2
+        for number in (0, 1):
+            rig.unit(number).answer_all()
+        rig.device.follow(replace(rig.device.policies, policy=Policy.FAILOVER))
+        for block in range(4):
+            rig.read(block)
+        assert len({path for path, _, _ in rig.sent()[8:]}) == 1
+        for number in (0, 1):
+            rig.unit(number).answer_all()
+
+
+@failing_over
+async def test_what_waits_for_a_path_waits_as_long_as_is_said_now(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery, count=1, no_path=NoPathRetry(1000))
+        rig.up(0)
+        rig.cut(0)
+        reading = rig.read(1)
+        rig.device.tick(trio.current_time() + 20)
+        assert not reading.finished
+        rig.device.follow(replace(rig.device.policies, no_path=NoPathRetry(10)))
+        rig.device.tick(trio.current_time() + 20)
+        assert isinstance(reading.error, RequestFailed)

@@ -347,3 +347,13 @@ async def test_time_goes_by_for_the_gates_too(autojump_clock: object) -> None:
         await trio.sleep(1.1)
         nursery.cancel_scope.cancel()
     assert len(ticks) == 4
+
+
+async def test_policies_are_those_of_every_device_that_is_there_or_comes(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery, fence_wait=7)
+        device = await rig.device(identified())
+        new = Policies(shared=True, fence_wait=7)
+        rig.paths.follow(new)
+        assert rig.paths.policies is device.policies is new
+        nursery.cancel_scope.cancel()

@@ -131,6 +131,8 @@ class Processes:
             except AssertionError:
                 if number == signal.SIGKILL:
                     raise
+        for one in self.started:
+            one.process.wait(10)  # a corpse has no environment: it was not counted above
         if kind is None:
             loud = [f"{one!r}: {one.stderr}" for one in self.started if TRACEBACK in one.stderr]
             assert not loud, f"a traceback on standard error: {loud}"

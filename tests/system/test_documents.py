@@ -20,6 +20,8 @@ import pytest
 from isblk.cli import COMMANDS, main
 from isblk.cli.options import path_options, session_options
 from isblk.settings import FILE_VARIABLE, GLOBAL_SETTINGS, SETTINGS, Settings, parse
+from isblk.table.entry import parse as parse_table
+from isblk.table.options import OPTIONS, Kind
 from support.mounts import Mounts
 from support.processes import Processes, isblk
 from support.waiting import free_port
@@ -234,6 +236,21 @@ def test_the_manual_page_of_the_configuration_knows_every_setting_and_its_exampl
     found = Settings([parse(Path("isblk.conf"), textwrap.dedent(example))])
     assert found.for_target("iqn.2001-05.com.example:disks")["policy"].value == "round-robin"
     assert found.for_target("iqn.2001-05.com.example:shared")["shared"].value is True
+
+
+def test_the_manual_page_of_the_table_knows_every_option_and_its_example_is_one(processes: Processes) -> None:
+    page = manual(processes, "isblktab.5")
+    missing = [name for name in OPTIONS if not re.search(rf"(?<![\w-]){name}(?![\w-])", page)]
+    assert not missing
+    example = page[page.index("EXAMPLES") : page.index("The first line is")].split("\n", 1)[1]
+    found = parse_table("isblktab", textwrap.dedent(example))
+    assert not found.problems
+    assert [(entry.where, entry.kind) for entry in found.entries] == [
+        ("/srv/lun0", Kind.FUSE),
+        ("/run/isblk/1.sock", Kind.NBD),
+        ("/dev/nbd0", Kind.ATTACH),
+        ("/srv/my old disk", Kind.FUSE),
+    ]
 
 
 def test_the_manual_page_knows_the_exit_codes_variables_and_files(processes: Processes) -> None:
