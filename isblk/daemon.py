@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +35,7 @@ from isblk.changing import changes
 from isblk.config import Target
 from isblk.ending import controlled, written_back
 from isblk.errors import UsageError
+from isblk.export.allocation import Allocation
 from isblk.export.files import Details, Owner, Volume
 from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Counters, Engine, MountOptions
 from isblk.export.mountpoint import Mountpoint, prepare
@@ -159,7 +160,11 @@ async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIte
 
 
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:
-    spec, volume = running.spec, _volume(running)
+    spec, allocations = running.spec, _allocations(running.attachment.disks, plane)
+    async with trio.open_nursery() as asking:
+        for allocation in allocations.values():
+            asking.start_soon(allocation.first)
+    volume = _volume(running, allocations)
     more = {}
     if isinstance(running.attachment, Sleeper):  # Its paths come and go; what is said of them would be forgotten with them.
         running.attachment.hooks.forget = partial(_forget, volume)
@@ -196,20 +201,28 @@ def _engine(engine: Engine) -> Callable[..., Awaitable[None]]:
     try:
         from isblk.export import fuse
     except ImportError as error:
-        raise UsageError(f"the pyfuse3 engine cannot be used ({error}); pip install pyfuse3, or use --fuse-engine direct") from None
+        raise UsageError(
+            f"the pyfuse3 engine cannot be used ({error}); pip install 'isblk[pyfuse3]', or leave out --fuse-engine pyfuse3"
+        ) from None
     return fuse.serve
 
 
-def _volume(running: Running) -> Volume:
+def _allocations(disks: Sequence[Disk], plane: Plane) -> dict[int, Allocation]:
+    """Of those that are thin, by number."""
+    asked = {disk.number: (disk.gate, lba_status(disk)) for disk in disks}
+    return {number: Allocation(gate, ask, plane.start_soon) for number, (gate, ask) in asked.items() if ask is not None}
+
+
+def _volume(running: Running, allocations: Mapping[int, Allocation]) -> Volume:
     owner = Owner(os.getuid(), os.getgid(), time.time_ns())
     disks, read_only = running.attachment.disks, running.spec.read_only
-    details = {disk.number: _details(running.spec.target.name, disk) for disk in disks}
+    details = {disk.number: _details(running.spec.target.name, disk, allocations.get(disk.number)) for disk in disks}
     if running.mountpoint.is_directory:
         return Volume.of_directory({disk.number: disk.gate for disk in disks}, owner, read_only, details)
     return Volume.of_file(disks[0].gate, owner, read_only, details[disks[0].number])
 
 
-def _details(target: str, disk: Disk) -> Details:
+def _details(target: str, disk: Disk, allocation: Allocation | None) -> Details:
     """The labels as `isblk ls` and `isblk status` print them; of the paths those that are up, one a line."""
 
     device = disk.device if isinstance(disk.device, OnDemand) else None
@@ -221,7 +234,9 @@ def _details(target: str, disk: Disk) -> Details:
         found["paths"] = "\n".join(f"{path.keeper.portal} {path.state.value}" for path in paths)
         return {name: value for name, value in found.items() if value}
 
-    return Details(labels, lba_status(disk)) if device is None else Details(labels, partial(_lba_status, device), device.ready)
+    if device is None:
+        return Details(labels, lba_status(disk), allocation)
+    return Details(labels, partial(_lba_status, device), ready=device.ready)
 
 
 async def _lba_status(device: OnDemand, offset: int, length: int) -> Sequence[Extent]:

@@ -181,7 +181,7 @@ async def test_its_status_is_answered_over_the_control_socket(front_end: FrontEn
             stop.set()
     assert json.loads(json.dumps(answer)) == answer
     assert (answer["pid"], answer["kind"], answer["where"], answer["target"]) == (os.getpid(), "mount", str(tmp_path / "disk"), target.name)
-    assert (answer["engine"], answer["caching"]) == ("pyfuse3", "direct_io")
+    assert (answer["engine"], answer["caching"]) == ("direct", "write-through")
     assert (answer["read_only"], len(answer["sessions"]), len(answer["devices"])) == (False, 1, 1)
     assert answer["devices"][0]["counters"]["write_bytes"] == len(DATA)
     assert answer["sessions"][0]["portal"] == target.portal
@@ -414,7 +414,7 @@ def test_an_engine_that_is_not_installed_is_named_with_its_remedy(monkeypatch: p
     for name in ("isblk.export.fuse", "isblk.export.operations"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.delattr("isblk.export.fuse", raising=False)
-    with pytest.raises(UsageError, match="pip install pyfuse3"):
+    with pytest.raises(UsageError, match=r"pip install .isblk\[pyfuse3\]."):
         daemon._engine(Engine.PYFUSE3)
     assert callable(daemon._engine(Engine.DIRECT)), "which does without"
 

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 OPEN_LIMIT = 512
 """Requests that may be open at once; the kernel itself keeps asynchronous ones to BACKGROUND."""
+KEEP_IN_PLACE = 128 << 10
+"""Bytes of a payload from which on it is not copied for the journal (block/journal.py): 40 % of the CPU time of a 1 MiB write was that."""
 BACKGROUND = 64
 """Asynchronous requests the kernel may have outstanding; its default of 12 would hold libaio and io_uring below the iodepth asked for."""
 LATER = None
@@ -90,14 +92,15 @@ class Host(Protocol):
 
 
 class _Node:
-    """A disk as the hot road sees it; `size` follows the device's by `Session.refresh`."""
+    """A disk as the hot road sees it; `size`, and the `blocks` that were told to the kernel, follow the device's by `Session.refresh`."""
 
-    __slots__ = ("device", "inode", "size")
+    __slots__ = ("blocks", "device", "inode", "size")
 
-    def __init__(self, inode: int, device: Device) -> None:
+    def __init__(self, inode: int, device: Device, blocks: int) -> None:
         self.inode = inode
         self.device = device
         self.size = device.geometry.size
+        self.blocks = blocks
 
 
 class _Handle:
@@ -120,6 +123,12 @@ class FuseRequest(Request):
     unique: int
     slot: Slot
     chunk: Chunk
+
+    def keep(self) -> tuple[bytes | memoryview, object]:
+        """A large payload stays in its chunk for whoever keeps it; a copy of a small one is cheaper, and the memory around it is used."""
+        assert self.data is not None
+        held = self.chunk.hold() if self.length >= KEEP_IN_PLACE else None
+        return (self.data, held) if held is not None else super().keep()
 
 
 def losses(device: Device) -> int:
@@ -151,7 +160,7 @@ class Session:
         self._slots = slots if slots is not None else Slots()
         self._landing = landing if landing is not None else Landing()
         self._head = self._landing.head
-        self._nodes = {inode: _Node(inode, device) for inode, device in volume.devices.items()}
+        self._nodes = {inode: _Node(inode, device, volume.blocks(inode)) for inode, device in volume.devices.items()}
         self._names = Names(volume)
         self._handles: dict[int, _Handle] = {}
         self._serial = 0
@@ -217,11 +226,22 @@ class Session:
             if self.blocked:
                 self._host.room()
 
+    def trim(self) -> None:
+        """Let go of memory that was not needed since the last call."""
+        self._landing.trim()
+
     def refresh(self) -> list[int]:
         """Take up sizes that have changed; the inodes they belong to, for the kernel to be told."""
         changed = [node for node in self._nodes.values() if node.size != node.device.geometry.size]
         for node in changed:
             node.size = node.device.geometry.size
+        return [node.inode for node in changed]
+
+    def reallocated(self) -> list[int]:
+        """The inodes of disks of which another number of blocks is known to be allocated, for the kernel to be told."""
+        changed = [node for node in self._nodes.values() if node.blocks != self._volume.blocks(node.inode)]
+        for node in changed:
+            node.blocks = self._volume.blocks(node.inode)
         return [node.inode for node in changed]
 
     # ------------------------------------------------------------------ READ
