@@ -33,6 +33,7 @@ from isblk.block.sleeper import Hooks, Sleeper
 from isblk.block.stack import Disk
 from isblk.changing import changes
 from isblk.config import Target
+from isblk.controlserver import NO_MORE, Request
 from isblk.ending import controlled, written_back
 from isblk.errors import UsageError
 from isblk.export.allocation import Allocation
@@ -159,20 +160,22 @@ async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIte
         yield asleep
 
 
+def _requests(running: Running) -> Mapping[str, Request]:
+    """Beside status and stop. An automount's paths come and go, and what is said of them would be forgotten with them."""
+    return NO_MORE if isinstance(running.attachment, Sleeper) else changes(running.attachment.paths)
+
+
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:
     spec, allocations = running.spec, _allocations(running.attachment.disks, plane)
     async with trio.open_nursery() as asking:
         for allocation in allocations.values():
             asking.start_soon(allocation.first)
     volume = _volume(running, allocations)
-    more = {}
-    if isinstance(running.attachment, Sleeper):  # Its paths come and go; what is said of them would be forgotten with them.
+    if isinstance(running.attachment, Sleeper):
         running.attachment.hooks.forget = partial(_forget, volume)
-    else:
-        more = {**changes(running.attachment.paths)}
     source = spec.source or _source(running)
     options = MountOptions(source, volume.read_only, spec.allow_other, spec.caching, spec.kernel)
-    async with controlled(spec.run_directory, running.status, running.stop, more), trio.open_nursery() as serving:
+    async with controlled(spec.run_directory, running.status, running.stop, _requests(running)), trio.open_nursery() as serving:
         await serving.start(_engine(spec.engine), plane, volume, running.mountpoint, options, running.counters, running.stop)
         started()
 
