@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from isblk.block.request import Op, Request
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     offset: int
     length: int
     data: bytes | memoryview | None
-    owner: object = None
+    owner: Any = None  # not object: the name is unknown to the compiled form here
 
     def request(self) -> Request:
         """The same change as a new request."""

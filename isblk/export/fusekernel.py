@@ -28,6 +28,7 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -41,26 +42,26 @@ from isblk.export.fusesession import Session
 from isblk.export.mountpoint import Mountpoint, device_number, unmount
 from isblk.link.plane import Plane
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
-TURN = 64
+TURN: Final = 64
 """Requests read in one turn, so that the plane's other descriptors have theirs."""
-TURN_BYTES = 1 << 20
+TURN_BYTES: Final = 1 << 20
 """Payload of one turn: it goes out while it is in the processor's cache, and the target has work while the next is read. (1 MiB writes at
 depth 8 over TCP, all eight read before the first was sent: 5 to 10 % more CPU.)"""
-STOP_GRACE = 2.0
+STOP_GRACE: Final = 2.0
 """Seconds between taking the mount out of sight and ending it under those who still have it open."""
-SYNC_GRACE = 4.0
+SYNC_GRACE: Final = 4.0
 """Seconds for the kernel to write back what it holds, with -o writeback, before the mount is taken out of sight."""
-RESIZE_SECONDS = 0.25
+RESIZE_SECONDS: Final = 0.25
 """How often it is looked whether a disk has another size, or more or less of it is allocated."""
-TRIM_SECONDS = 5.0
+TRIM_SECONDS: Final = 5.0
 """How often memory that was not needed since is let go."""
-READ_AHEAD_KIB = 4096
+READ_AHEAD_KIB: Final = 4096
 """How far the kernel reads ahead in a file that is read in order, where this process may say so (root): several requests of 1 MiB."""
-_NOBODY_WAITS = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED)
+_NOBODY_WAITS: Final = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED)
 """Of a reply: the asker was killed, or the mount has ended."""
-_BDI = Path("/sys/class/bdi")
+_BDI: Final = Path("/sys/class/bdi")
 
 
 class Channel:

@@ -17,24 +17,25 @@ in a bound of its own, so that what is held can never be what the next request w
 from __future__ import annotations
 
 import mmap
+from typing import Final
 
 from isblk.export.fusewire import HEAD_LENGTH, MAX_WRITE, OUT_LENGTH, PAGE
 
-CHUNK = MAX_WRITE + (256 << 10)
+CHUNK: Final = MAX_WRITE + (256 << 10)
 """Bytes of a chunk: small payloads go round in so little memory that it stays in the processor's cache."""
-CHUNKS = 48
+CHUNKS: Final = 48
 """Chunks at most for requests that are under way: 60 MiB."""
-CHUNKS_HELD = 44
+CHUNKS_HELD: Final = 44
 """Chunks at most that are held: 55 MiB, more than a journal (64 MiB at most) has when it begins to flush; beyond it, it copies."""
-CHUNKS_KEPT = 12
+CHUNKS_KEPT: Final = 12
 """Free chunks that stay when there was no use for more (`Landing.trim`)."""
-READ_BUDGET = 64 << 20
+READ_BUDGET: Final = 64 << 20
 """Bytes of reads that may be under way; one is always served."""
-SIZES = (4096, 65536, 262144, MAX_WRITE)
+SIZES: Final = (4096, 65536, 262144, MAX_WRITE)
 """Sizes of slots in bytes."""
-KEPT = {4096: 256, 65536: 32, 262144: 16, MAX_WRITE: 12}
+KEPT: Final = {4096: 256, 65536: 32, 262144: 16, MAX_WRITE: 12}
 """How many free slots of each size are kept, so that a burst does not hold its memory for ever."""
-_HEADER_AT = PAGE - OUT_LENGTH
+_HEADER_AT: Final = PAGE - OUT_LENGTH
 
 
 class Slot:

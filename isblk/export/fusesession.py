@@ -30,7 +30,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from isblk.block.request import Device, Op, Request
 from isblk.errors import IsblkError, ProtocolError, RequestFailed, RequestInvalid
@@ -42,19 +42,21 @@ from isblk.export.fusenames import Names
 from isblk.export.fuseoptions import Caching, Counters
 from isblk.export.fusewire import HEAD_LENGTH, MAX_WRITE, OUT_LENGTH, Header, InitFlag, Opcode, OpenFlag, SetattrFlag
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
-OPEN_LIMIT = 512
+OPEN_LIMIT: Final = 512
 """Requests that may be open at once; the kernel itself keeps asynchronous ones to BACKGROUND."""
-KEEP_IN_PLACE = 128 << 10
+KEEP_IN_PLACE: Final = 128 << 10
 """Bytes of a payload from which on it is not copied for the journal (block/journal.py): 40 % of the CPU time of a 1 MiB write was that."""
-BACKGROUND = 64
+BACKGROUND: Final = 64
 """Asynchronous requests the kernel may have outstanding; its default of 12 would hold libaio and io_uring below the iodepth asked for."""
-LATER = None
+LATER: Final = None
 
-_READ, _WRITE = int(Opcode.READ), int(Opcode.WRITE)
-_OP_READ, _OP_WRITE = Op.READ, Op.WRITE
-_WANTED = (
+_READ: Final = int(Opcode.READ)
+_WRITE: Final = int(Opcode.WRITE)
+_OP_READ: Final = Op.READ
+_OP_WRITE: Final = Op.WRITE
+_WANTED: Final = (
     InitFlag.ASYNC_READ
     | InitFlag.BIG_WRITES
     | InitFlag.DO_READDIRPLUS
@@ -65,7 +67,7 @@ _WANTED = (
     | InitFlag.INIT_EXT
     | InitFlag.DIRECT_IO_ALLOW_MMAP
 )
-_OPEN_FLAGS = {
+_OPEN_FLAGS: Final = {
     Caching.WRITE_THROUGH: OpenFlag(0),  # without KEEP_CACHE: whoever opens a file sees what others have written to the disk by then
     Caching.NONE: OpenFlag.DIRECT_IO | OpenFlag.PARALLEL_DIRECT_WRITES,
     Caching.WRITEBACK: OpenFlag.KEEP_CACHE,
@@ -532,7 +534,7 @@ class Session:
             self._fail(unique, failure)
 
 
-_NO_FAILURE = (errno.ENOSYS, errno.ENOENT, errno.ENODATA, errno.ENOTTY, errno.ENXIO, errno.EOPNOTSUPP)
+_NO_FAILURE: Final = (errno.ENOSYS, errno.ENOENT, errno.ENODATA, errno.ENOTTY, errno.ENXIO, errno.EOPNOTSUPP)
 """Answers to questions, not failures worth counting."""
 
 _Handler = Callable[[Session, Header, bytes], bytes | None]
@@ -542,7 +544,7 @@ def _named(method: Callable[[Names, Header, bytes], bytes]) -> _Handler:
     return lambda session, header, body: method(session._names, header, body)
 
 
-_HANDLERS: dict[int, _Handler] = {
+_HANDLERS: Final[dict[int, _Handler]] = {
     Opcode.INIT: Session._init,
     Opcode.DESTROY: Session._destroy,
     Opcode.INTERRUPT: Session._interrupt,

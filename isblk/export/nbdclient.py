@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -27,21 +27,21 @@ from isblk.export.nbdsession import Session
 from isblk.export.nbdtls import TlsSocket
 from isblk.link.plane import WRITABLE, Plane
 
-RECEIVES = 8
+RECEIVES: Final = 8
 """Receives of one turn."""
-SENDS = 16
+SENDS: Final = 16
 """Sends of one turn: a client that reads as fast as we send would never let it end."""
-PIECES = 1024
+PIECES: Final = 1024
 """Buffers one sendmsg takes (UIO_MAXIOV)."""
-SEND_BUFFER = 1 << 20
+SEND_BUFFER: Final = 1 << 20
 """Bytes of replies that the kernel may hold for a client; it gives no more than net.core.wmem_max, doubled."""
-HANDSHAKE_SECONDS = 10.0
+HANDSHAKE_SECONDS: Final = 10.0
 """How long a client may take to choose an export, TLS included."""
-HANDSHAKE_CHUNK = 4096
+HANDSHAKE_CHUNK: Final = 4096
 """Bytes received at a time before an export is chosen."""
 
-_GONE = select.EPOLLHUP | select.EPOLLERR
-_log = logging.getLogger(__name__)
+_GONE: Final = select.EPOLLHUP | select.EPOLLERR
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
