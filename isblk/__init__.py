@@ -15,6 +15,7 @@ The rooms, lowest first; imports point down only, and a test asserts it:
     doctor/     what works on the way to a target and what does not; bug reports
     table/      isblktab, the table of exports: its parser, which is pure, and its checks
     supervisor/ what keeps the exports of a table up, each in a process of its own
+    fstab.py notify.py systemdunits.py what mount(8) says to isblk's helpers; what systemd is told, and its units of a table
     state.py control.py listening.py   what a command needs: kept state, the control socket, sockets,
     remembered.py                      what is known of disks that are not logged in to,
     detach.py ending.py reclaim.py     leaving the terminal, the end in order, memory that is written out through the daemon

@@ -56,6 +56,7 @@ class MountSpec:
 
     `automount`: seconds without use after which sessions are logged out, 0 for never, None for sessions that are there all the time.
     `state_directory` is where what the disks are is remembered, None for nowhere.
+    `source` is what mount(8) shows instead of TARGET/LUN, `kernel` words of fuseoptions.KERNEL_FLAGS.
     """
 
     target: Target
@@ -80,6 +81,9 @@ class MountSpec:
     def where(self) -> Where:
         """What to attach. Looks at the mountpoint, so not to be asked for once that is mounted."""
         return Where(self.target.name, self.target.portals, self.isids, self.number, self.names_directory())
+
+    source: str | None = None
+    kernel: frozenset[str] = frozenset()
 
     def names_directory(self) -> bool:
         """Whether the mountpoint is a directory, which then shows a file for each disk."""
@@ -181,8 +185,8 @@ async def _serve(plane: Plane, running: Running, started: Callable[[], None]) ->
     volume = _volume(running, allocations)
     if isinstance(running.attachment, Sleeper):
         running.attachment.hooks.forget = partial(_forget, volume)
-    source = _source(running)
-    options = MountOptions(source, read_only=volume.read_only, allow_other=spec.allow_other, caching=spec.caching)
+    source = spec.source or _source(running)
+    options = MountOptions(source, volume.read_only, spec.allow_other, spec.caching, spec.kernel)
     async with _controlled(running), trio.open_nursery() as serving:
         await serving.start(_engine(spec.engine), plane, volume, running.mountpoint, options, running.counters, running.stop)
         started()

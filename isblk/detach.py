@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from isblk import notify
 from isblk.errors import DATA_LOSS, ExitCode, IsblkError, UsageError
 from isblk.logs.output import to_daemon_log
 
@@ -110,6 +111,7 @@ def _leave(work: Callable[[Report], int], report: Report, log_file: Path | None)
         os.chdir("/")
         os.umask(0o077)
         _silence()
+        notify.forget()
         to_daemon_log(log_file)
         code = _work(work, report)
     except BaseException:  # the last line of defence: an exception must not climb into the command's copy of its own frames

@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from isblk import controlserver
+from isblk import controlserver, notify
 from isblk.block.attach import Attachment
 from isblk.block.events import Events, Kind
 from isblk.block.request import flush
@@ -21,6 +21,7 @@ from isblk.block.stack import Disk
 from isblk.errors import IsblkError, RequestFailed
 from isblk.link.plane import Plane
 from isblk.scsi.lun_number import lun_text
+from isblk.status import in_one_line
 
 PATIENCE_SECONDS = 4.0
 """How long, once the end was asked for, requests wait for a path when there is none: the 2 s that RFC 7143 13.15 has a lost session wait,
@@ -31,11 +32,13 @@ FENCE_PATIENCE_SECONDS = 4.0
 
 @asynccontextmanager
 async def written_back(plane: Plane, attachment: Attachment, stop: trio.Event) -> AsyncIterator[None]:
-    """A block that uses the disks; from `stop` on nothing in it waits long, and behind it everything is written back.
+    """A block that uses the disks; from `stop` on nothing in it waits long, and behind it everything is written back. A service manager
+    is told how the paths are, and what happens (notify.py).
 
     Raises RequestFailed, naming each disk whose data may be lost.
     """
     plane.start_soon(_bound_the_end, attachment, stop)
+    plane.start_soon(notify.keep, plane, lambda: in_one_line(attachment.paths.keepers), stop)
     try:
         yield
     finally:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from isblk.block.multipath import Multipath
 from isblk.block.ondemand import OnDemand
 from isblk.block.request import Device
 from isblk.block.stack import Disk
-from isblk.link.keeper import Keeper
+from isblk.link.keeper import Keeper, Phase
 
 
 def session_status(keeper: Keeper) -> dict[str, Any]:
@@ -39,6 +40,20 @@ def session_status(keeper: Keeper) -> dict[str, Any]:
         "traffic": vars(connection.traffic),
         "negotiated": [{"key": line.key, "asked": line.asked, "agreed": line.agreed, "decided": line.decided} for line in login.agreements],
     }
+
+
+def in_one_line(keepers: Sequence[Keeper]) -> str:
+    """How the paths are, for a service manager: how many there are and are up, and what the first of the others has."""
+    if not keepers:
+        return "not in use, not logged in"
+    down = [keeper for keeper in keepers if keeper.phase is not Phase.UP]
+    up = len(keepers) - len(down)
+    count = f"{up} of {len(keepers)} paths up" if len(keepers) > 1 else "the path is up" if up else "the path is not up"
+    if not down:
+        return count
+    waits = "" if up else ", requests wait"
+    reason = down[0].reason or f"{down[0].portal} is {down[0].phase.value}"
+    return f"{count}{waits}: {reason}"
 
 
 def device_status(disk: Disk) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
@@ -14,10 +16,10 @@ from isblk.block.policies import Policies
 from isblk.block.request import read, write
 from isblk.iscsi.chap import Credentials
 from isblk.iscsi.names import Isid, Portal
-from isblk.link.keeper import Phase
+from isblk.link.keeper import Keeper, Phase
 from isblk.link.opening import Access
 from isblk.link.plane import running_plane
-from isblk.status import device_status, session_status
+from isblk.status import device_status, in_one_line, session_status
 from isblk.target.config import Offer, PortalConfig
 from support.targets import MIB, RunningTarget, disk, running_target
 
@@ -120,3 +122,23 @@ async def test_the_paths_of_a_device_with_what_each_has_carried() -> None:
     deeds = {"policy": "failover", "waiting": 0, "failed_over": 0, "fences": 0, "cache_losses": 0}
     assert {key: found[key] for key in deeds} == deeds
     assert found["journal_bytes"] >= 4096, "kept until a flush, for the target's cache is volatile"
+
+
+@pytest.mark.parametrize(
+    ("phases", "line"),
+    [
+        ([], "not in use, not logged in"),
+        ([Phase.UP], "the path is up"),
+        ([Phase.UP, Phase.UP], "2 of 2 paths up"),
+        ([Phase.DOWN], "the path is not up, requests wait: no answer"),
+        ([Phase.CONNECTING], "the path is not up, requests wait: 127.0.0.1:3260 is connecting"),
+        ([Phase.UP, Phase.WRONG], "1 of 2 paths up: no answer"),
+        ([Phase.DOWN, Phase.DOWN], "0 of 2 paths up, requests wait: no answer"),
+    ],
+)
+def test_the_paths_in_one_line(phases: list[Phase], line: str) -> None:
+    keepers = [
+        SimpleNamespace(phase=phase, portal="127.0.0.1:3260", reason="" if phase in (Phase.UP, Phase.CONNECTING) else "no answer")
+        for phase in phases
+    ]
+    assert in_one_line(cast(list[Keeper], keepers)) == line

@@ -32,6 +32,9 @@ COMMANDS = {
     "doctor": "Examine a target and the way to it, with remedies.",
     "perf": "Measure a logical unit.",
     "target": "Run the embedded iSCSI target.",
+    "serve": "Serve one export of isblktab, as a unit of systemd.",
+    "systemd-generator": "Make units of systemd of isblktab.",
+    "install-helper": "Let mount(8) know isblk, for lines in /etc/fstab.",
     "completion": "Print a completion script for bash, zsh or fish.",
 }
 """Every command with its line in `isblk --help`; the module of a command is `isblk.cli.NAME`, the function in it `command`."""
@@ -48,7 +51,7 @@ class LazyGroup(click.Group):
         """Import the command's module; None for a word that is no command."""
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"isblk.cli.{cmd_name}").command
+        command = import_module(f"isblk.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

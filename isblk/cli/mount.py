@@ -21,13 +21,14 @@ from isblk.config import PathOptions, Target, make_policies, parse_target
 from isblk.daemon import MountSpec
 from isblk.daemon import mount as serve_mount
 from isblk.errors import UsageError
-from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Engine
+from isblk.export.fuseoptions import DEFAULT_ENGINE, KERNEL_FLAGS, Caching, Engine
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
 from isblk.logs.output import tell
 from isblk.state import make_directory, places
 
-OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
+OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback", *KERNEL_FLAGS)
+SOURCE = "fsname="
 
 
 @click.command("mount", cls=Configured)
@@ -35,7 +36,11 @@ OPTIONS = ("ro", "rw", "allow_other", "direct_io", "writeback")
 @click.argument("mountpoint", type=click.Path(), metavar="MOUNTPOINT")
 @lun_option
 @click.option(
-    "-o", "mount_options", multiple=True, metavar="OPTION[,...]", help="ro, rw; allow_other; direct_io (no page cache), writeback."
+    "-o",
+    "mount_options",
+    multiple=True,
+    metavar="OPTION[,...]",
+    help="ro, rw; allow_other; direct_io (no page cache), writeback; noexec, noatime; fsname=NAME (what mount(8) shows).",
 )
 @click.option(
     "--fuse-engine",
@@ -96,13 +101,14 @@ def command(
         if not automount and _is_given("idle"):
             raise UsageError("--idle says when an automount logs out: give --automount too, or leave it out")
         policies, timing = make_policies(PathOptions(**words), found.portals, wanted.login_timeout, options["all_portals"])
-        flags = _mount_options(mount_options)
+        flags, source = _mount_options(mount_options)
         if not mountpoint:
             raise UsageError("MOUNTPOINT is empty; name a path that is not there yet, a file, or a directory")
         state, run = places().state, make_directory(places().run)
         place, is_read_only, is_for_others = os.path.abspath(mountpoint), "ro" in flags, "allow_other" in flags
         spec = MountSpec(found, lun, place, run, is_read_only, is_for_others, _caching(flags, Engine(engine)), Engine(engine), policies)
         spec = replace(spec, automount=idle if automount else None, state_directory=state)
+        spec = replace(spec, source=source, kernel=frozenset(flags & KERNEL_FLAGS.keys()))
 
         async def serve(target: Target, isids: tuple[Isid, ...], access: Access, stop: trio.Event, started: Callable[[], None]) -> None:
             await serve_mount(replace(spec, target=target, isids=isids), access, stop, started)
@@ -120,8 +126,13 @@ def _is_given(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _mount_options(words: tuple[str, ...]) -> set[str]:
-    return option_words(words, OPTIONS)
+def _mount_options(groups: tuple[str, ...]) -> tuple[set[str], str | None]:
+    """The words, and the source if one is named. Raises UsageError."""
+    words = [word for group in groups for word in group.split(",")]
+    sources = [word.removeprefix(SOURCE) for word in words if word.startswith(SOURCE)]
+    if sources and not sources[-1]:
+        raise UsageError("-o fsname= is empty: name what mount(8) is to show, or leave it out")
+    return option_words(tuple(word for word in words if not word.startswith(SOURCE)), OPTIONS), sources[-1] if sources else None
 
 
 def _caching(flags: set[str], engine: Engine) -> Caching:

@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from isblk import notify
 from isblk.cli.running import fail, trace_pdu
 from isblk.cli.session import capturing, logged_in
 from isblk.config import LoginOptions, PathOptions, Target, make_access
@@ -52,6 +53,7 @@ class Service:
             nonlocal is_ready
             is_ready = True
             ready()
+            notify.ready()
 
         try:
             trio.run(self._run, ready_once)
@@ -64,6 +66,7 @@ class Service:
     async def _run(self, ready: Callable[[], None]) -> None:
         remember()
         tell(target=self._target.name)
+        notify.send(f"STATUS=logging in to {self._target.name}")
         state = places().state
         name = initiator_name(state, self._options["initiator_name"])
         trace = trace_pdu if self._options["trace"] else None

@@ -47,28 +47,39 @@ def command(mountpoint: str, timeout: float) -> None:
             assert index is not None
             detach_device(index, False, timeout)
             return
-        found = _daemon_of(mountpoint)
-        if found is None:
-            _unmount_what_is_there(mountpoint)
-            return
-        daemon, kind = found
-        if kind == "nbd":
-            control.stop(daemon.path, timeout)
-        else:
-            with control.watched(daemon.path) as ended:
-                mountpoints.unmount(mountpoint)
-                ended(timeout)
-        tell_failure(daemon)
+        end_mount(mountpoint, timeout)
 
 
-def _unmount_what_is_there(mountpoint: str) -> None:
+def end_mount(mountpoint: str, timeout: float, *, lazy: bool = False, force: bool = False) -> None:
+    """Unmount, or end an NBD server, and return when its daemon has ended, or at once with `lazy`; `force` fails requests that hang.
+
+    Raises UsageError when that cannot be, RequestFailed for what could not be written back, Unreachable after `timeout` seconds.
+    """
+    found = _daemon_of(mountpoint)
+    if found is None:
+        _unmount_what_is_there(mountpoint, lazy, force)
+        return
+    daemon, kind = found
+    if kind == "nbd":
+        control.stop(daemon.path, timeout)
+    elif lazy:
+        mountpoints.unmount(mountpoint, lazy, force)
+        return
+    else:
+        with control.watched(daemon.path) as ended:
+            mountpoints.unmount(mountpoint, force=force)
+            ended(timeout)
+    tell_failure(daemon)
+
+
+def _unmount_what_is_there(mountpoint: str, lazy: bool, force: bool) -> None:
     """A mountpoint without a daemon; a socket without one is cleared away by the next server."""
     is_socket = False
     with suppress(OSError):  # a dead mount cannot be looked at
         is_socket = Path(mountpoint).is_socket()
     if is_socket:
         raise UsageError(f"no isblk of this user serves the socket {mountpoint}; 'isblk status' lists what runs")
-    mountpoints.unmount(mountpoint)
+    mountpoints.unmount(mountpoint, lazy, force)
 
 
 def _daemon_of(mountpoint: str) -> tuple[control.Daemon, str] | None:

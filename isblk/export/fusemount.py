@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from isblk.errors import UsageError
-from isblk.export.fuseoptions import MountOptions
+from isblk.export.fuseoptions import KERNEL_FLAGS, MountOptions
 from isblk.export.mountpoint import FUSE_DEVICE, Mountpoint, device_number
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _mount_as_root(mountpoint: Mountpoint, options: MountOptions, read_only: boo
         raise UsageError(f"{FUSE_DEVICE} cannot be opened: {error.strerror}; load the module (modprobe fuse)") from None
     words = [f"fd={descriptor}", f"rootmode={_DIRECTORY if mountpoint.is_directory else _FILE:o}", f"user_id={os.getuid()}"]
     words += [f"group_id={os.getgid()}", "default_permissions", *(["allow_other"] if options.allow_other else [])]
-    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
+    flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0) | sum(KERNEL_FLAGS[word] for word in options.kernel)
     libc = ctypes.CDLL(None, use_errno=True)
     arguments = (
         options.shown_source.encode(),

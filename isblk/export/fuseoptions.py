@@ -18,6 +18,10 @@ DEFAULT_ENGINE = Engine.DIRECT
 """The faster one in every row of scripts/bench; it knows more, and needs nothing that has to be compiled (pyfuse3 is an extra)."""
 
 
+KERNEL_FLAGS = {"noexec": 8, "noatime": 1024, "nodiratime": 2048}
+"""Words of -o that the kernel does, with their bits (mount(2)). The others that mount(8) knows say nothing about these files."""
+
+
 class Caching(Enum):
     """What the kernel's page cache does for the files.
 
@@ -32,12 +36,16 @@ class Caching(Enum):
 
 @dataclass(frozen=True)
 class MountOptions:
-    """What mount(8) shows and allows: `source` is its first column (TARGET/LUN), `allow_other` lets other users in, by the files' modes."""
+    """What mount(8) shows and allows: `source` is its first column (TARGET/LUN), `allow_other` lets other users in, by the files' modes.
+
+    `kernel`: words of KERNEL_FLAGS.
+    """
 
     source: str
     read_only: bool = False
     allow_other: bool = False
     caching: Caching = Caching.WRITE_THROUGH
+    kernel: frozenset[str] = frozenset()
 
     @property
     def shown_source(self) -> str:
@@ -46,7 +54,7 @@ class MountOptions:
 
     def for_libfuse(self, read_only: bool = False) -> set[str]:
         """The set that pyfuse3.init and fusermount3 take."""
-        options = {"default_permissions", f"fsname={self.shown_source}", "subtype=isblk"}
+        options = {"default_permissions", f"fsname={self.shown_source}", "subtype=isblk", *self.kernel}
         return options | ({"ro"} if self.read_only or read_only else set()) | ({"allow_other"} if self.allow_other else set())
 
 

@@ -11,6 +11,8 @@ import os
 import shutil
 import stat
 import subprocess
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,12 @@ from isblk.errors import UsageError
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
 MOUNTINFO = Path("/proc/self/mountinfo")
+
+BLOCK_DEVICES = Path("/sys/block")
+LOOP_SECONDS = 5.0
+"""How long a loop device that nobody uses any more may take to let go of its file. Since Linux 5.17 it does so some time after the umount
+of what was on it."""
+LOOP_PAUSE = 0.05
 
 UNMOUNT_DEADLINE = 30.0
 """Seconds that fusermount3 may take; it waits for nobody, so this is only a bound."""
@@ -94,18 +102,59 @@ def device_number(path: Path) -> tuple[int, int] | None:
     return found
 
 
-def unmount(text: str | os.PathLike[str], lazy: bool = False) -> None:
-    """Unmount `text`. With `lazy` also while it is in use: out of sight at once, gone with its last user.
+def unmount(text: str | os.PathLike[str], lazy: bool = False, force: bool = False) -> None:
+    """Unmount `text`. With `lazy` also while it is in use: out of sight at once, gone with its last user. `force` fails what hangs there.
 
     Raises UsageError when nothing is mounted there, when it is in use, or when it is another user's.
     """
     path = _mounted_path(Path(os.path.abspath(text)))
     if path is None:
         raise UsageError(f"nothing is mounted at {os.path.abspath(text)}; 'isblk status' lists what is")
+    end = time.monotonic() + LOOP_SECONDS
+    while not lazy and _has_ending_loop(path) and time.monotonic() < end:
+        time.sleep(LOOP_PAUSE)
     if os.geteuid() == 0:
-        _umount2(path, lazy)
+        _umount2(path, lazy, force)
+    elif force:
+        raise UsageError(f"only root can unmount {path} by force")
     else:
         _fusermount(path, lazy)
+
+
+def clear_dead(text: str | os.PathLike[str]) -> None:
+    """Take away the mount of a daemon that was killed: nobody can use it any more, and nothing can be mounted there while it is.
+
+    Asked by statfs(2), which always goes to the daemon, and waits for one that hangs: what stat(2) says may be from before it died.
+    """
+    try:
+        os.statvfs(text)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            with suppress(UsageError):
+                unmount(text, lazy=True)
+
+
+def make_read_only(text: str | os.PathLike[str]) -> bool:
+    """Let nobody write to what is mounted at `text` any more. False where that cannot be, as when somebody has it open for writing."""
+    import ctypes
+
+    read_only, remount = 1, 32  # MS_RDONLY, MS_REMOUNT of mount(2)
+    path = _mounted_path(Path(os.path.abspath(text)))
+    return path is not None and ctypes.CDLL(None).mount(None, os.fsencode(path), None, ctypes.c_ulong(read_only | remount), None) == 0
+
+
+def _has_ending_loop(path: Path) -> bool:
+    """Whether a loop device has its file at or below `path`, and is to go with its last user, and has none who mounted it."""
+    mounted = {line.split()[2] for line in MOUNTINFO.read_bytes().splitlines()}
+    for loop in BLOCK_DEVICES.glob("loop*/loop"):
+        try:
+            file, goes = os.fsdecode((loop / "backing_file").read_bytes()[:-1]), (loop / "autoclear").read_bytes() == b"1\n"
+            number = (loop.parent / "dev").read_bytes().strip()
+        except OSError:  # It has gone meanwhile.
+            continue
+        if goes and number not in mounted and Path(file).is_relative_to(path):
+            return True
+    return False
 
 
 def _mounted_path(path: Path) -> Path | None:
@@ -120,12 +169,12 @@ def _mounted_path(path: Path) -> Path | None:
     return resolved if is_mounted(resolved) else None
 
 
-def _umount2(path: Path, lazy: bool) -> None:
+def _umount2(path: Path, lazy: bool, force: bool) -> None:
     import ctypes  # only root needs it, and only at the end
 
-    detach, no_follow = 2, 8  # MNT_DETACH, UMOUNT_NOFOLLOW of umount2(2)
+    forced, detach, no_follow = 1, 2, 8  # MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW of umount2(2)
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(path), (detach if lazy else 0) | no_follow) == 0:
+    if libc.umount2(os.fsencode(path), (detach if lazy else 0) | (forced if force else 0) | no_follow) == 0:
         return
     error = ctypes.get_errno()
     if error == errno.EBUSY:

@@ -33,7 +33,7 @@ _DIRECTIONS = (
 def check(path: Path, environment: Mapping[str, str] = os.environ, settings: Settings | None = None) -> Table:
     """Everything that can be found wrong without contacting anything; `settings` None: those of this machine."""
     problems = Problems(str(path))
-    text = _text(path, problems)
+    text = read(path, problems)
     if text is None:
         return Table(str(path), (), problems)
     table = parse(str(path), text)
@@ -62,8 +62,10 @@ def load(path: Path) -> Table:
     return table
 
 
-def _text(path: Path, problems: Problems) -> str | None:
-    """A table that only its owner and root can change: it says where this machine logs in, and with which secret."""
+def read(path: Path, problems: Problems) -> str | None:
+    """A table's text; None, and a problem, where there is none. Only its owner and root may change it: it says where this machine logs in,
+    and with which secret.
+    """
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())

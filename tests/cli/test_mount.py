@@ -26,12 +26,16 @@ Run = Callable[..., Result]
 
 
 def test_mount_options_as_mount_takes_them() -> None:
-    assert _mount_options(()) == set()
-    assert _mount_options(("ro,allow_other", "ro")) == {"ro", "allow_other"}
-    assert _mount_options(("rw,",)) == {"rw"}
+    assert _mount_options(()) == (set(), None)
+    assert _mount_options(("ro,allow_other", "ro")) == ({"ro", "allow_other"}, None)
+    assert _mount_options(("rw,",)) == ({"rw"}, None)
+    assert _mount_options(("noexec,fsname=x=y", "noatime")) == ({"noexec", "noatime"}, "x=y")
 
 
-@pytest.mark.parametrize(("words", "why"), [(("rp",), "unknown mount option 'rp'"), (("ro", "rw"), "contradict each other")])
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [(("rp",), "unknown mount option 'rp'"), (("ro", "rw"), "contradict each other"), (("ro,fsname=",), "fsname= is empty")],
+)
 def test_mount_options_that_cannot_be(words: tuple[str, ...], why: str) -> None:
     with pytest.raises(UsageError, match=why):
         _mount_options(words)

@@ -35,7 +35,7 @@ def daemon(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> control
     monkeypatch.setattr(control, "daemons", lambda _run: [there])
     monkeypatch.setattr(control, "ask", lambda _path, _request: {"where": str(tmp_path / "disk"), "order": order})
     monkeypatch.setattr(control, "watched", watched)
-    monkeypatch.setattr(mountpoint, "unmount", lambda _text: order.append("unmounted"))
+    monkeypatch.setattr(mountpoint, "unmount", lambda _text, *_how, **_more: order.append("unmounted"))
     return there
 
 

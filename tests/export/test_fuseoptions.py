@@ -14,6 +14,7 @@ def test_options_are_those_of_mount() -> None:
     assert {"ro", "allow_other", "default_permissions"} <= MountOptions("x", read_only=True, allow_other=True).for_libfuse()
     assert MountOptions("x").for_libfuse() == {"default_permissions", "fsname=x", "subtype=isblk"}
     assert "ro" in MountOptions("x").for_libfuse(read_only=True)
+    assert {"noexec", "noatime"} <= MountOptions("x", kernel=frozenset(("noexec", "noatime"))).for_libfuse()
 
 
 def test_words_of_the_command_line_are_values() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -145,3 +146,47 @@ def test_allow_other_needs_the_administrators_line(
     else:
         with pytest.raises(UsageError, match="user_allow_other"):
             check_machine(allow_other=True, uid=1000)
+
+
+@pytest.mark.parametrize(
+    ("file", "autoclear", "is_mounted", "waits"),
+    [
+        ("/mnt/lun0", "1", False, True),
+        ("/mnt/disks/lun1", "1", False, True),
+        ("/mnt/lun0", "1", True, False),
+        ("/mnt/lun0", "0", False, False),
+        ("/mnt/lun01", "1", False, False),
+        ("/", "1", False, False),
+    ],
+)
+def test_a_loop_device_that_is_about_to_let_go_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, autoclear: str, is_mounted: bool, waits: bool
+) -> None:
+    loop = tmp_path / "block" / "loop3" / "loop"
+    loop.mkdir(parents=True)
+    (tmp_path / "block" / "sda").mkdir()
+    (tmp_path / "block" / "loop4" / "loop").mkdir(parents=True)  # has just gone
+    (loop / "backing_file").write_text(f"{file}\n")
+    (loop / "autoclear").write_text(f"{autoclear}\n")
+    (loop.parent / "dev").write_text("7:3\n")
+    (tmp_path / "mountinfo").write_text("22 1 0:5 / /mnt/lun0 rw - fuse.isblk x rw\n" + "23 1 7:3 / /srv rw - ext4 x rw\n" * is_mounted)
+    monkeypatch.setattr(mountpoint, "BLOCK_DEVICES", tmp_path / "block")
+    monkeypatch.setattr(mountpoint, "MOUNTINFO", tmp_path / "mountinfo")
+    assert [mountpoint._has_ending_loop(Path(place)) for place in ("/mnt/lun0", "/mnt/disks")] == [
+        waits and file == "/mnt/lun0",
+        waits and file != "/mnt/lun0",
+    ]
+
+
+@pytest.mark.parametrize(("number", "cleared"), [(errno.ENOTCONN, True), (errno.ECONNABORTED, True), (errno.ENOENT, False), (None, False)])
+def test_only_a_dead_mount_is_cleared_away(monkeypatch: pytest.MonkeyPatch, number: int | None, cleared: bool) -> None:
+    def statvfs(_path: str) -> None:
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+
+    asked: list[tuple[str, bool]] = []
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr(mountpoint, "unmount", lambda path, lazy: asked.append((path, lazy)))
+    mountpoint.clear_dead("/mnt/lun0")
+    monkeypatch.undo()
+    assert asked == ([("/mnt/lun0", True)] if cleared else [])

@@ -29,6 +29,8 @@ def answer(server: Server, question: str) -> object:
     elif verb == "release":
         server.node.hold = None
         server.release()
+    elif verb == "held":
+        return len(server.node.held)
     elif verb == "resize":
         server.node.units.units[int(numbers[0])].resize(int(numbers[1]))
     elif verb == "close":

@@ -120,7 +120,7 @@ def test_the_demo_cleans_up_when_interrupted(demo: dict[str, str], processes: Pr
 def test_help_teaches_by_example(processes: Processes, arguments: list[str]) -> None:
     said = processes.run(isblk(*arguments, "--help")).stdout
     assert f"Usage: isblk {arguments[0] if arguments else ''}" in said
-    assert re.search(r"^  isblk \w+( |$)", said, re.MULTILINE), "no example"
+    assert re.search(r"^  isblk [\w-]+( |$)", said, re.MULTILINE), "no example"
     assert processes.run(isblk(*arguments, "-h")).stdout == said
 
 
@@ -136,7 +136,7 @@ def test_the_list_of_commands_is_that_of_the_modules() -> None:
     context = click.Context(main)
     for name in COMMANDS:
         command = main.get_command(context, name)
-        assert command is import_module(f"isblk.cli.{name}").command
+        assert command is import_module(f"isblk.cli.{name.replace('-', '_')}").command
         assert command.name == name
     assert main.get_command(context, "no-such-command") is None
 
@@ -166,7 +166,7 @@ def references(page: str) -> set[str]:
 
 def examples(text: str) -> list[list[str]]:
     """Every `isblk COMMAND ...` that begins a line, as far as it is one command, in words."""
-    lines = re.findall(r"^ *isblk ([a-z]+(?: .*|$))", text.replace("\\e\n", ""), re.MULTILINE)
+    lines = re.findall(r"^ *isblk ([a-z-]+(?: .*|$))", text.replace("\\e\n", ""), re.MULTILINE)
     return [shlex.split(re.split(r" [|&>;]", line)[0], comments=True) for line in lines]
 
 
