@@ -23,6 +23,7 @@ import trio
 from isblk.block import sleeper
 from isblk.block.attach import Attached, Attachment, Where, attached
 from isblk.block.blockstatus import lba_status
+from isblk.block.events import Events
 from isblk.block.known import Known
 from isblk.block.mapping import Extent
 from isblk.block.multipath import Multipath
@@ -118,6 +119,7 @@ class Running:
             "devices": [device_status(disk) for disk in self.attachment.disks],
             "automount": self.attachment.status() if isinstance(self.attachment, Sleeper) else None,
             "fuse": vars(self.counters),
+            "buffers": {"in_use": self.counters.held()},
         }
 
 
@@ -141,8 +143,13 @@ async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIte
     """The sessions, for the length of the block or as they are used. Raises what a login does, unless nobody has to be asked now."""
     where = spec.where  # Once: afterwards the mountpoint is our own, and who serves it must not look at it.
 
-    def attach(where: Where) -> AbstractAsyncContextManager[Attached]:
-        return attached(plane, where, access, spec.policies)
+    events = Events()
+
+    @asynccontextmanager
+    async def attach(where: Where) -> AsyncIterator[Attached]:
+        async with attached(plane, where, access, spec.policies, events=events) as found:
+            found.paths.gates.extend(disk.gate for disk in asleep.disks)  # In front of its own: what is used knows no session.
+            yield found
 
     async def note(found: Sequence[Known]) -> None:
         if spec.state_directory is not None:
@@ -154,7 +161,7 @@ async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIte
             yield attachment
         return
     known = recall(spec.state_directory, where.target_name, where.lun, where.several) if spec.state_directory is not None else []
-    nothing, patience = PathSet(plane, spec.policies), spec.policies.no_path.seconds
+    nothing, patience = PathSet(plane, spec.policies, events), spec.policies.no_path.seconds
     asleep = Sleeper(where, attach, nothing, spec.automount, patience, known, hooks=Hooks(remember=note))
     async with sleeper.running(plane, asleep):
         yield asleep
@@ -163,6 +170,11 @@ async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIte
 def _requests(running: Running) -> Mapping[str, Request]:
     """Beside status and stop. An automount's paths come and go, and what is said of them would be forgotten with them."""
     return NO_MORE if isinstance(running.attachment, Sleeper) else changes(running.attachment.paths)
+
+
+def _controlled(running: Running) -> AbstractAsyncContextManager[None]:
+    spec, events = running.spec, running.attachment.paths.events
+    return controlled(spec.run_directory, running.status, running.stop, _requests(running), events)
 
 
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:
@@ -175,7 +187,7 @@ async def _serve(plane: Plane, running: Running, started: Callable[[], None]) ->
         running.attachment.hooks.forget = partial(_forget, volume)
     source = spec.source or _source(running)
     options = MountOptions(source, volume.read_only, spec.allow_other, spec.caching, spec.kernel)
-    async with controlled(spec.run_directory, running.status, running.stop, _requests(running)), trio.open_nursery() as serving:
+    async with _controlled(running), trio.open_nursery() as serving:
         await serving.start(_engine(spec.engine), plane, volume, running.mountpoint, options, running.counters, running.stop)
         started()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -30,6 +29,7 @@ from isblk.link.opening import Access
 from isblk.link.plane import Plane
 from isblk.link.sweeper import Timing
 from isblk.target.config import LunConfig, PortalConfig
+from support import schema
 from support.targets import MIB, RunningTarget, disk, running_target
 
 INITIATOR = "iqn.2026-11.test.isblk:initiator"
@@ -179,7 +179,7 @@ async def test_its_status_is_answered_over_the_control_socket(front_end: FrontEn
             (found,) = await trio.to_thread.run_sync(control.daemons, wanted.run_directory)
             answer = await trio.to_thread.run_sync(control.ask, found.path, "status")
             stop.set()
-    assert json.loads(json.dumps(answer)) == answer
+    schema.check(answer)
     assert (answer["pid"], answer["kind"], answer["where"], answer["target"]) == (os.getpid(), "mount", str(tmp_path / "disk"), target.name)
     assert (answer["engine"], answer["caching"]) == ("direct", "write-through")
     assert (answer["read_only"], len(answer["sessions"]), len(answer["devices"])) == (False, 1, 1)
@@ -450,7 +450,7 @@ async def test_every_mount_remembers_and_an_automount_needs_no_more_to_begin(fro
             assert front_end.options == MountOptions(f"{target.name}/3") and target.sessions == 0
             assert front_end.devices[0].geometry.size == 16 * MIB
             answer = await status_of(wanted)
-            assert json.loads(json.dumps(answer)) == answer
+            schema.check(answer)
             assert (answer["automount"]["state"], answer["sessions"], answer["devices"][0]["paths"]) == ("no session", [], [])
             assert answer["devices"][0]["wwid"] and answer["devices"][0]["block_size"] == 512
             await write(front_end.devices[0], 1, DATA)

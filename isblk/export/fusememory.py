@@ -115,7 +115,7 @@ class Landing:
 
     def __init__(self, chunks: int = CHUNKS, may_be_held: int = CHUNKS_HELD) -> None:
         self.head = memoryview(bytearray(HEAD_LENGTH))
-        self._left = chunks
+        self._most = self._left = chunks
         self._may_be_held = may_be_held
         self._spare = 0
         self._free: list[Chunk] = []
@@ -137,6 +137,11 @@ class Landing:
                 return None
         self._buffers = [self.head, chunk.memory[self._position : self._position + MAX_WRITE]]
         return self._buffers
+
+    @property
+    def used(self) -> int:
+        """Bytes of chunks that requests use, or that are being filled; what is only held besides is not counted."""
+        return max(0, self._most - self._left) * CHUNK
 
     @property
     def room(self) -> memoryview:

@@ -161,6 +161,7 @@ class Session:
         self._cached = caching is not Caching.NONE
         self._slots = slots if slots is not None else Slots()
         self._landing = landing if landing is not None else Landing()
+        self.counters.held = lambda: self._slots.used + self._landing.used
         self._head = self._landing.head
         self._nodes = {inode: _Node(inode, device, volume.blocks(inode)) for inode, device in volume.devices.items()}
         self._names = Names(volume)

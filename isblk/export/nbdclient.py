@@ -72,13 +72,14 @@ class Server(Protocol):
 
 
 class Client:
-    """A connected client; `address` for people."""
+    """A connected client; `address` for people, and `why` it has gone when it has."""
 
     def __init__(self, server: Server, sock: socket.socket, address: str, handshake: Handshake) -> None:
         self.address = address
         self.handshake = handshake
         self.session: Session | None = None
         self.ended = False
+        self.why = ""
         self.leaving = False
         self.stuck = False
         self.deadline = trio.current_time() + HANDSHAKE_SECONDS
@@ -170,6 +171,7 @@ class Client:
         if self.ended:
             return
         self.ended = True
+        self.why = why
         _log.info("NBD client %s has gone: %s", self.address, why)
         self._plane.unregister(self._fileno)
         if self._tls is not None:

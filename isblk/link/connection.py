@@ -71,7 +71,10 @@ class Tap(Protocol):
 
 
 class Connection:
-    """A logged-in connection. `closed` is set when it has ended, `error` then says why (None after a clean logout)."""
+    """A logged-in connection. `closed` is set when it has ended, `error` then says why (None after a clean logout).
+
+    `fault` is the kind of the error that ended it: a wrong digest is a lost path for everybody else.
+    """
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class Connection:
         self.traffic = Traffic()
         self.closed = trio.Event()
         self.error: IsblkError | None = None
+        self.fault = ""
         self.events: list[AsyncMessage] = []
         self._plane = plane
         self._socket = sock
@@ -157,6 +161,7 @@ class Connection:
         """End the connection now with a reset; every open task finishes with PathLost. Harmless when it has ended."""
         if self.closed.is_set():
             return
+        self.fault = error.kind
         if isinstance(error, ProtocolError):
             error = PathLost(f"{self.portal} broke the protocol, so the session was dropped: {error}")
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)

@@ -126,6 +126,18 @@ def test_memory_that_nobody_uses_is_begun_anew() -> None:
     assert again is not None and address(again[1]) == address(first[1])
 
 
+def test_memory_in_use_is_that_of_the_chunks_that_hold_something() -> None:
+    landing = Landing(chunks=3)
+    assert landing.used == 0
+    kept = []
+    while landing.buffers() is not None:
+        kept.append(landing.keep(MAX_WRITE)[0])
+        assert landing.used == len(kept) * CHUNK
+    for chunk in kept[:-1]:
+        landing.give(chunk)
+    assert landing.used == CHUNK
+
+
 # ------------------------------------------------------------------------------------------------------------------------- holding
 
 
