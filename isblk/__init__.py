@@ -19,6 +19,8 @@ The rooms, lowest first; imports point down only, and a test asserts it:
     state.py control.py listening.py   what a command needs: kept state, the control socket, sockets,
     remembered.py                      what is known of disks that are not logged in to,
     detach.py ending.py reclaim.py     leaving the terminal, the end in order, memory that is written out through the daemon
+    status.py rates.py following.py    what runs as plain values, what happened between two looks, events of all daemons,
+    topview.py metrics*.py             the screen of `top`, OpenMetrics and who serves them
     daemon.py nbdserver.py             composition of a mount, of an NBD server,
     blockdevice.py cli/                of a block device of the kernel; command line
 

@@ -44,7 +44,7 @@ from isblk.export.nbdwire import TransmissionFlag
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
 from isblk.link.plane import running_plane
-from isblk.nbdserver import client_status, export_of, export_status, until_any
+from isblk.nbdserver import buffers_status, client_status, export_of, export_status, until_any
 from isblk.scsi.lun_number import lun_text
 from isblk.status import device_status, session_status
 
@@ -317,7 +317,8 @@ async def serve(spec: DeviceSpec, kernel: Kernel, access: Access, stop: trio.Eve
 
         try:
             device.attach()
-            async with controlled(spec.run_directory, status, stop, changes(attachment.paths, spec.timeout)):
+            more = changes(attachment.paths, spec.timeout)
+            async with controlled(spec.run_directory, status, stop, more, attachment.paths.events):
                 started(nbddevice.path(device.index))
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(device.keep)
@@ -355,4 +356,5 @@ def _status(
         "exports": [export_status(export, spec.read_only)],
         "clients": [client_status(client) for client in server.clients],
         "block_device": device.status(),
+        "buffers": buffers_status(server),
     }

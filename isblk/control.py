@@ -1,8 +1,9 @@
 """The control socket as its users see it: what runs on this machine, asked by `isblk status` and told to stop by `isblk umount`.
 
 Each daemon listens on RUN/<pid>.sock (0600 in a 0700 directory). A message is one line of JSON in UTF-8, of bounded length, in both
-directions. Request: {"isblk": 1, "request": "status"}, or "stop", or "log" (the last lines that it logged); some daemons know more
-(changing.py, supervisor/run.py). Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1, "error": "a sentence"}. The number is the version of
+directions. Request: {"isblk": 1, "request": "status"}, or "stop", or "log" (the last lines that it logged), or {..., "request": "events",
+"after": N, "wait": SECONDS}; some daemons know more (changing.py, supervisor/run.py). Answer: {"isblk": 1, "answer": {...}} or {"isblk": 1,
+"error": "a sentence"}. The number is the version of
 this schema: a side that does not know it says so and reads nothing else; within a version, keys are only added. Several requests may follow
 each other on one connection.
 
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isblk.errors import ProtocolError, Unreachable, UsageError
+from isblk.errors import IsblkError, ProtocolError, Unreachable, UsageError
 
 VERSION = 1
 
@@ -36,6 +37,9 @@ REQUEST_LIMIT = 1 << 16
 
 DEADLINE = 5.0
 """Seconds for one daemon's answer: a daemon answers between two requests, so a slower one is stopped or swapped out."""
+
+ASKED_AT_ONCE = 16
+"""Daemons."""
 
 STOP_DEADLINE = 60.0
 """Seconds for a daemon to end: queued writes, SYNCHRONIZE CACHE, logout."""
@@ -110,6 +114,27 @@ def ask(path: Path, request: str, deadline: float = DEADLINE, **words: Any) -> d
     end = time.monotonic() + deadline
     with _connected(path, end) as connection:
         return _converse(connection, path, {"request": request, **words}, end)
+
+
+def ask_all(directory: Path, request: str = "status", **about: Any) -> tuple[list[tuple[Daemon, dict[str, Any]]], list[IsblkError]]:
+    """One request to every daemon at once, so that one which does not answer keeps nobody waiting for the others; answers and failures."""
+    found = daemons(directory)
+    if len(found) > 1:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(len(found), ASKED_AT_ONCE)) as pool:
+            said = list(pool.map(lambda daemon: _try_to_ask(daemon, request, about), found))
+    else:
+        said = [_try_to_ask(daemon, request, about) for daemon in found]
+    answers = [(daemon, answer) for daemon, answer in zip(found, said, strict=True) if not isinstance(answer, IsblkError)]
+    return answers, [answer for answer in said if isinstance(answer, IsblkError)]
+
+
+def _try_to_ask(daemon: Daemon, request: str, about: dict[str, Any]) -> dict[str, Any] | IsblkError:
+    try:
+        return ask(daemon.path, request, **about)
+    except IsblkError as error:
+        return error
 
 
 def stop(path: Path, deadline: float = STOP_DEADLINE) -> None:

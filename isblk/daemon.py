@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ import trio
 from isblk.block import sleeper
 from isblk.block.attach import Attached, Attachment, Where, attached
 from isblk.block.blockstatus import lba_status
+from isblk.block.events import Events
 from isblk.block.known import Known
 from isblk.block.mapping import Extent
 from isblk.block.multipath import Multipath
@@ -33,8 +34,10 @@ from isblk.block.sleeper import Hooks, Sleeper
 from isblk.block.stack import Disk
 from isblk.changing import changes
 from isblk.config import Target
+from isblk.controlserver import NO_MORE, Request
 from isblk.ending import controlled, written_back
 from isblk.errors import UsageError
+from isblk.export.allocation import Allocation
 from isblk.export.files import Details, Owner, Volume
 from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Counters, Engine, MountOptions
 from isblk.export.mountpoint import Mountpoint, prepare
@@ -116,6 +119,7 @@ class Running:
             "devices": [device_status(disk) for disk in self.attachment.disks],
             "automount": self.attachment.status() if isinstance(self.attachment, Sleeper) else None,
             "fuse": vars(self.counters),
+            "buffers": {"in_use": self.counters.held()},
         }
 
 
@@ -139,8 +143,13 @@ async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIte
     """The sessions, for the length of the block or as they are used. Raises what a login does, unless nobody has to be asked now."""
     where = spec.where  # Once: afterwards the mountpoint is our own, and who serves it must not look at it.
 
-    def attach(where: Where) -> AbstractAsyncContextManager[Attached]:
-        return attached(plane, where, access, spec.policies)
+    events = Events()
+
+    @asynccontextmanager
+    async def attach(where: Where) -> AsyncIterator[Attached]:
+        async with attached(plane, where, access, spec.policies, events=events) as found:
+            found.paths.gates.extend(disk.gate for disk in asleep.disks)  # In front of its own: what is used knows no session.
+            yield found
 
     async def note(found: Sequence[Known]) -> None:
         if spec.state_directory is not None:
@@ -152,22 +161,33 @@ async def _attachment(plane: Plane, spec: MountSpec, access: Access) -> AsyncIte
             yield attachment
         return
     known = recall(spec.state_directory, where.target_name, where.lun, where.several) if spec.state_directory is not None else []
-    nothing, patience = PathSet(plane, spec.policies), spec.policies.no_path.seconds
+    nothing, patience = PathSet(plane, spec.policies, events), spec.policies.no_path.seconds
     asleep = Sleeper(where, attach, nothing, spec.automount, patience, known, hooks=Hooks(remember=note))
     async with sleeper.running(plane, asleep):
         yield asleep
 
 
+def _requests(running: Running) -> Mapping[str, Request]:
+    """Beside status and stop. An automount's paths come and go, and what is said of them would be forgotten with them."""
+    return NO_MORE if isinstance(running.attachment, Sleeper) else changes(running.attachment.paths)
+
+
+def _controlled(running: Running) -> AbstractAsyncContextManager[None]:
+    spec, events = running.spec, running.attachment.paths.events
+    return controlled(spec.run_directory, running.status, running.stop, _requests(running), events)
+
+
 async def _serve(plane: Plane, running: Running, started: Callable[[], None]) -> None:
-    spec, volume = running.spec, _volume(running)
-    more = {}
-    if isinstance(running.attachment, Sleeper):  # Its paths come and go; what is said of them would be forgotten with them.
+    spec, allocations = running.spec, _allocations(running.attachment.disks, plane)
+    async with trio.open_nursery() as asking:
+        for allocation in allocations.values():
+            asking.start_soon(allocation.first)
+    volume = _volume(running, allocations)
+    if isinstance(running.attachment, Sleeper):
         running.attachment.hooks.forget = partial(_forget, volume)
-    else:
-        more = {**changes(running.attachment.paths)}
     source = spec.source or _source(running)
     options = MountOptions(source, volume.read_only, spec.allow_other, spec.caching, spec.kernel)
-    async with controlled(spec.run_directory, running.status, running.stop, more), trio.open_nursery() as serving:
+    async with _controlled(running), trio.open_nursery() as serving:
         await serving.start(_engine(spec.engine), plane, volume, running.mountpoint, options, running.counters, running.stop)
         started()
 
@@ -196,20 +216,28 @@ def _engine(engine: Engine) -> Callable[..., Awaitable[None]]:
     try:
         from isblk.export import fuse
     except ImportError as error:
-        raise UsageError(f"the pyfuse3 engine cannot be used ({error}); pip install pyfuse3, or use --fuse-engine direct") from None
+        raise UsageError(
+            f"the pyfuse3 engine cannot be used ({error}); pip install 'isblk[pyfuse3]', or leave out --fuse-engine pyfuse3"
+        ) from None
     return fuse.serve
 
 
-def _volume(running: Running) -> Volume:
+def _allocations(disks: Sequence[Disk], plane: Plane) -> dict[int, Allocation]:
+    """Of those that are thin, by number."""
+    asked = {disk.number: (disk.gate, lba_status(disk)) for disk in disks}
+    return {number: Allocation(gate, ask, plane.start_soon) for number, (gate, ask) in asked.items() if ask is not None}
+
+
+def _volume(running: Running, allocations: Mapping[int, Allocation]) -> Volume:
     owner = Owner(os.getuid(), os.getgid(), time.time_ns())
     disks, read_only = running.attachment.disks, running.spec.read_only
-    details = {disk.number: _details(running.spec.target.name, disk) for disk in disks}
+    details = {disk.number: _details(running.spec.target.name, disk, allocations.get(disk.number)) for disk in disks}
     if running.mountpoint.is_directory:
         return Volume.of_directory({disk.number: disk.gate for disk in disks}, owner, read_only, details)
     return Volume.of_file(disks[0].gate, owner, read_only, details[disks[0].number])
 
 
-def _details(target: str, disk: Disk) -> Details:
+def _details(target: str, disk: Disk, allocation: Allocation | None) -> Details:
     """The labels as `isblk ls` and `isblk status` print them; of the paths those that are up, one a line."""
 
     device = disk.device if isinstance(disk.device, OnDemand) else None
@@ -221,7 +249,9 @@ def _details(target: str, disk: Disk) -> Details:
         found["paths"] = "\n".join(f"{path.keeper.portal} {path.state.value}" for path in paths)
         return {name: value for name, value in found.items() if value}
 
-    return Details(labels, lba_status(disk)) if device is None else Details(labels, partial(_lba_status, device), device.ready)
+    if device is None:
+        return Details(labels, lba_status(disk), allocation)
+    return Details(labels, partial(_lba_status, device), ready=device.ready)
 
 
 async def _lba_status(device: OnDemand, offset: int, length: int) -> Sequence[Extent]:

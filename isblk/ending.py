@@ -15,6 +15,7 @@ import trio
 
 from isblk import controlserver, notify
 from isblk.block.attach import Attachment
+from isblk.block.events import Events, Kind
 from isblk.block.request import flush
 from isblk.block.stack import Disk
 from isblk.errors import IsblkError, RequestFailed
@@ -52,22 +53,34 @@ async def controlled(
     status: Callable[[], dict[str, Any]],
     stop: trio.Event,
     more: Mapping[str, controlserver.Request] = controlserver.NO_MORE,
+    events: Events | None = None,
 ) -> AsyncIterator[None]:
     """A block with a control socket in `directory`; asked to stop, it sets `stop`. An IsblkError of the block comes out as itself.
 
-    `more` are the requests that this daemon knows beside status and stop. Raises UsageError when the socket cannot be made.
+    `more` are the requests that this daemon knows beside status and stop; `events` are told of the beginning and the end, and who follows
+    them is told too. Raises UsageError when the socket cannot be made.
     """
+    events = Events() if events is None else events
     failure: IsblkError | None = None
     async with trio.open_nursery() as nursery:
         # An exception that crosses a nursery comes out in a group: kept until it has closed.
         try:
-            await nursery.start(controlserver.serve, directory, status, stop.set, more)
+            await nursery.start(controlserver.serve, directory, status, stop.set, more, events)
+            told = status()
+            events.about = {name: told[name] for name in ("kind", "where", "target") if name in told}
+            events.add(Kind.STARTED, f"{told.get('where', 'the daemon')} is there")
+            nursery.start_soon(_tell_the_end, stop, events)
             yield
         except* IsblkError as group:
             failure = next(error for error in _leaves(group) if isinstance(error, IsblkError))
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+async def _tell_the_end(stop: trio.Event, events: Events) -> None:
+    await stop.wait()
+    events.add(Kind.STOPPING, "the end was asked for: what is queued is written back")
 
 
 async def write_back(disks: list[Disk]) -> None:

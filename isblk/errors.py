@@ -24,15 +24,20 @@ class ExitCode(IntEnum):
 
 
 class IsblkError(Exception):
-    """An expected failure. Its text is one sentence: what failed, where, what to do next; it never holds a secret."""
+    """An expected failure. Its text is one sentence: what failed, where, what to do next; it never holds a secret.
+
+    `kind` is the word under which it is counted (isblk-status(1), isblk-metrics(1)).
+    """
 
     exit_code: ExitCode = ExitCode.IO_ERROR
     errno: int = errno.EIO
+    kind: str = "other"
 
 
 class UsageError(IsblkError):
     """The caller asked for something that cannot be: a bad name, option, configuration or mountpoint."""
 
+    kind = "usage"
     exit_code = ExitCode.USAGE
     errno = errno.EINVAL
 
@@ -40,6 +45,7 @@ class UsageError(IsblkError):
 class NotFound(IsblkError):
     """The target or the logical unit is not there."""
 
+    kind = "not-found"
     exit_code = ExitCode.NOT_FOUND
     errno = errno.ENXIO
 
@@ -47,6 +53,7 @@ class NotFound(IsblkError):
 class LoginRefused(IsblkError):
     """The target answered the login and said no, or failed to prove who it is."""
 
+    kind = "refused"
     exit_code = ExitCode.REFUSED
     errno = errno.EACCES
 
@@ -54,6 +61,7 @@ class LoginRefused(IsblkError):
 class Unreachable(IsblkError):
     """No answer: the portal refuses connections, stays silent, or its name does not resolve."""
 
+    kind = "unreachable"
     exit_code = ExitCode.UNREACHABLE
     errno = errno.EHOSTUNREACH
 
@@ -62,10 +70,13 @@ class ProtocolError(IsblkError):
     """The peer broke RFC 7143 (or SPC, SBC, NBD): the only exception network bytes can cause in a decoder."""
 
     errno = errno.EIO
+    kind = "protocol"
 
 
 class DigestError(ProtocolError):
     """A CRC32C digest does not match what arrived (RFC 7143 13.1)."""
+
+    kind = "digest"
 
 
 class PathLost(IsblkError):
@@ -75,6 +86,7 @@ class PathLost(IsblkError):
     """
 
     errno = errno.EIO
+    kind = "lost"
 
     def __init__(self, message: str, sent: bool = True) -> None:
         super().__init__(message)
@@ -84,6 +96,8 @@ class PathLost(IsblkError):
 class RequestFailed(IsblkError):
     """The logical unit answered a request with a failure; `errno` says which."""
 
+    kind = "failed"
+
     def __init__(self, message: str, error_number: int = errno.EIO) -> None:
         super().__init__(message)
         self.errno = error_number
@@ -92,9 +106,19 @@ class RequestFailed(IsblkError):
 class TaskAborted(RequestFailed):
     """Task management ended a command: the target will not do it any more, so it may be repeated."""
 
+    kind = "aborted"
+
+
+class NoPath(RequestFailed):
+    """There was no path for longer than requests may wait."""
+
+    kind = "no-path"
+
 
 class RequestInvalid(IsblkError):
     """A request that the device can never do: out of range, not aligned, read-only, or not supported."""
+
+    kind = "invalid"
 
     def __init__(self, message: str, error_number: int = errno.EINVAL) -> None:
         super().__init__(message)
@@ -106,3 +130,8 @@ class Interrupted(IsblkError):
 
     exit_code = ExitCode.INTERRUPTED
     errno = errno.EINTR
+
+
+def kind_of(error: Exception) -> str:
+    """The word under which a failure is counted; what is no IsblkError is a bug."""
+    return error.kind if isinstance(error, IsblkError) else "bug"

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import trio
 
 from isblk.block.attach import Attached, Where, attached
 from isblk.block.blockstatus import lba_status
+from isblk.block.events import Events, Kind
 from isblk.block.policies import Policies
 from isblk.block.stack import Disk
 from isblk.changing import changes
 from isblk.config import Target
 from isblk.ending import controlled, written_back
 from isblk.export.nbd import ClientStatus, Export, NbdServer
+from isblk.export.nbdclient import Client
 from isblk.export.nbdtls import TlsSettings
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
@@ -83,6 +86,9 @@ class Running:
             "devices": [device_status(disk) for disk in self.attachment.disks],
             "exports": [export_status(export, self.spec.read_only) for export in self.exports],
             "clients": [client_status(client) for client in self.server.clients],
+            "accepted": self.server.accepted,
+            "refused": self.server.refused,
+            "buffers": buffers_status(self.server),
         }
 
 
@@ -104,7 +110,9 @@ async def serve(spec: NbdSpec, listeners: list[Listener], access: Access, stop: 
             server = NbdServer(plane, exports, spec.tls, spec.read_only, spec.max_connections)
             running = Running(spec, access, attachment, server, exports, listeners)
             try:
-                async with controlled(spec.run_directory, running.status, stop, changes(attachment.paths)):
+                events = attachment.paths.events
+                server.on_opened, server.on_gone = partial(_came, events), partial(_went, events)
+                async with controlled(spec.run_directory, running.status, stop, changes(attachment.paths), events):
                     for listener in listeners:
                         listener.publish()
                         server.add_listener(listener.sock)
@@ -117,6 +125,16 @@ async def serve(spec: NbdSpec, listeners: list[Listener], access: Access, stop: 
         for listener in listeners:
             listener.withdraw()
             listener.sock.close()
+
+
+def _came(events: Events, client: Client, export: str) -> None:
+    events.add(Kind.CLIENT_CAME, f"NBD client {client.address} uses export {export}", client=client.address, export=export)
+
+
+def _went(events: Events, client: Client) -> None:
+    """Who has not chosen an export was none: a probe of a port is no news."""
+    if client.session is not None:
+        events.add(Kind.CLIENT_WENT, f"NBD client {client.address} has gone: {client.why}", client=client.address)
 
 
 async def until_any(*events: trio.Event) -> None:
@@ -171,6 +189,11 @@ def export_status(export: Export, read_only: bool) -> dict[str, Any]:
         "rotational": export.rotational,
         "block_status": export.lba_status is not None,
     }
+
+
+def buffers_status(server: NbdServer) -> dict[str, int]:
+    """The memory of all clients' requests in bytes."""
+    return {"in_use": server.memory.used, "limit": server.memory.budget}
 
 
 def client_status(client: ClientStatus) -> dict[str, Any]:

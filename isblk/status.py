@@ -24,6 +24,9 @@ def session_status(keeper: Keeper) -> dict[str, Any]:
         "error": keeper.reason or None,
         "logins": keeper.logins,
         "failures": keeper.failures,
+        "reconnects": max(0, keeper.logins - 1),
+        "ends": dict(keeper.ends),
+        "digest_errors": keeper.ends["digest"],
     }
     if connection is None:
         return status
@@ -73,6 +76,8 @@ def device_status(disk: Disk) -> dict[str, Any]:
         "can_trim": geometry.can_trim,
         "in_flight": disk.gate.in_flight,
         "counters": disk.gate.counters.as_dict(),
+        "error_kinds": dict(disk.gate.counters.error_kinds),
+        "latency": disk.gate.latencies(),
         **_paths_status(below),
     }
 
@@ -83,7 +88,8 @@ def _paths_status(device: Device) -> dict[str, Any]:
         return _multipath_status(device) if isinstance(device, Multipath) else {}
     if isinstance(device.below, Multipath):
         return _multipath_status(device.below)
-    counts = {"failed_over": 0, "fences": 0, "cache_losses": device.losses, "journal_bytes": 0}
+    zeros = dict.fromkeys(("failed_over", "failovers", "fences", "power_ons", "journal_bytes"), 0)
+    counts = {**zeros, "cache_losses": device.losses}
     return {"policy": None, "paths": [], "waiting": device.waiting, **counts}
 
 
@@ -94,7 +100,9 @@ def _multipath_status(device: Multipath) -> dict[str, Any]:
         "paths": [path.status() for path in device.paths],
         "waiting": device.waiting,
         "failed_over": device.failed_over,
+        "failovers": device.switches,
         "fences": device.fence.fences,
         "cache_losses": device.cache_losses,
+        "power_ons": device.power_ons,
         "journal_bytes": device.journal.bytes,
     }

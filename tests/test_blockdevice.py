@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -23,6 +22,7 @@ from isblk.export import nbddevice
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.opening import Access
 from isblk.link.sweeper import Timing
+from support import schema
 from support.nbdserving import until
 from support.rawnbd import DISC, FLUSH, READ, TRIM, WRITE, RawClient, request
 from support.targets import MIB, RunningTarget, disk, running_target
@@ -171,7 +171,7 @@ async def test_status_tells_of_the_device_and_its_connections(tmp_path: Path, ke
         async with attached(wanted, kernel):
             ask = control.socket_path(wanted.run_directory)
             found = await trio.to_thread.run_sync(control.ask, ask, "status")
-            json.dumps(found)
+            schema.check(found)
             assert (found["kind"], found["where"], found["read_only"]) == ("attach", "/dev/nbd0", False)
             shown = {"size": MIB, "block_size": 512, "connections": 2, "timeout": 300, "dead_connection_timeout": 30}
             assert found["block_device"] == {"path": "/dev/nbd0", **shown, "replaced_connections": 0}

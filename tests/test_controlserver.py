@@ -15,8 +15,9 @@ import trio
 import trio.testing
 
 from isblk import controlserver
+from isblk.block.events import KEPT, Events, Kind
 from isblk.control import MESSAGE_LIMIT, REQUEST_LIMIT, ask, daemons, decode, encode
-from isblk.controlserver import CONNECTIONS, IDLE_DEADLINE, serve
+from isblk.controlserver import CONNECTIONS, EVENTS_AT_ONCE, FOLLOWERS, IDLE_DEADLINE, serve
 from isblk.errors import PathLost, UsageError
 from isblk.logs.output import remember
 from support.logs import restored_logging
@@ -165,7 +166,8 @@ async def test_an_idle_connection_is_closed(tmp_path: Path, autojump_clock: trio
     ours, theirs = trio.socket.socketpair()
     async with trio.open_nursery() as nursery:
         free = trio.Semaphore(0)
-        nursery.start_soon(controlserver._serve_one, theirs, {}, free)
+        daemon = controlserver._Daemon({}, controlserver._News(Events()))
+        nursery.start_soon(controlserver._serve_one, theirs, daemon, free)
         with ours:
             await ours.send(b'{"isblk":1,')
             assert await ours.recv(100) == b""
@@ -205,6 +207,91 @@ async def test_what_a_dead_daemon_with_our_number_left_is_replaced(tmp_path: Pat
     async with serving(tmp_path) as daemon:
         assert await daemon.ask("status")
     assert names(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------------------------------------------ events
+
+
+@asynccontextmanager
+async def telling(directory: Path) -> AsyncIterator[tuple[Events, Path]]:
+    events = Events()
+    events.about = {"where": "/mnt/disk"}
+    async with trio.open_nursery() as nursery:
+        path = await nursery.start(serve, directory, dict, lambda: None, controlserver.NO_MORE, events)
+        yield events, path
+        nursery.cancel_scope.cancel()
+
+
+async def follow(path: Path, after: int, wait: float = 0) -> dict[str, Any]:
+    async with await trio.open_unix_socket(path) as stream:
+        await stream.send_all(encode({"request": "events", "after": after, "wait": wait}))
+        return (await lines(stream, 1))[0]
+
+
+async def test_events_are_answered_with_where_they_happened_and_what_was_forgotten(tmp_path: Path) -> None:
+    async with telling(tmp_path) as (events, path):
+        for number in range(KEPT + 5):
+            events.add(Kind.LOGIN, str(number))
+        answer = (await follow(path, 2))["answer"]
+        assert (answer["pid"], answer["where"], answer["last"], answer["forgotten"]) == (os.getpid(), "/mnt/disk", KEPT + 5, 3)
+        assert [event["number"] for event in answer["events"]] == list(range(6, 6 + EVENTS_AT_ONCE))
+
+
+async def test_a_follower_waits_for_what_comes_next(tmp_path: Path) -> None:
+    async with telling(tmp_path) as (events, path), trio.open_nursery() as nursery:
+        heard: list[dict[str, Any]] = []
+
+        async def ask(after: int) -> None:
+            heard.append((await follow(path, after, wait=50))["answer"])
+
+        events.add(Kind.LOGIN, "before")
+        for _ in range(2):
+            nursery.start_soon(ask, 1)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not heard
+        events.add(Kind.LOGOUT, "now")
+        with trio.fail_after(5):
+            while len(heard) < 2:
+                await trio.lowlevel.checkpoint()
+        assert [[event["text"] for event in answer["events"]] for answer in heard] == [["now"], ["now"]]
+        nursery.start_soon(ask, 0)  # There is something already.
+        with trio.fail_after(5):
+            while len(heard) < 3:
+                await trio.lowlevel.checkpoint()
+
+
+async def test_waiting_has_an_end_and_so_has_the_number_of_those_who_wait(tmp_path: Path) -> None:
+    async with telling(tmp_path) as (_, path):
+        assert (await follow(path, 0, wait=0.05))["answer"]["events"] == []
+        waiting = [await trio.open_unix_socket(path) for _ in range(FOLLOWERS)]
+        for stream in waiting:
+            await stream.send_all(encode({"request": "events", "after": 0, "wait": 50}))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert f"{FOLLOWERS} follow its events already" in (await follow(path, 0, wait=1))["error"]
+        assert "answer" in await follow(path, 0), "who does not wait is answered"
+        assert "answer" in (await trio.to_thread.run_sync(lambda: {"answer": ask(path, "status")}))
+        for stream in waiting:  # They leave, and make room at once.
+            await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert (await follow(path, 0, wait=0.05))["answer"]["events"] == []
+
+
+async def test_a_follower_that_reads_nothing_disturbs_nobody(tmp_path: Path) -> None:
+    async with telling(tmp_path) as (events, path), await trio.open_unix_socket(path) as mute:
+        await mute.send_all(encode({"request": "events", "after": 0, "wait": 50}))
+        for number in range(3 * KEPT):
+            events.add(Kind.LOGIN, f"{number} {'x' * 400}")
+        answer = (await follow(path, 3 * KEPT - 1))["answer"]
+        assert [event["number"] for event in answer["events"]] == [3 * KEPT]
+
+
+@pytest.mark.parametrize(
+    "question", [{"after": "1"}, {"after": -1}, {"after": 0, "wait": 1e9}, {"after": 0, "wait": -1}, {"after": 0, "wait": "x"}]
+)
+async def test_a_question_about_events_that_makes_no_sense_is_refused(tmp_path: Path, question: dict[str, Any]) -> None:
+    async with telling(tmp_path) as (_, path), await trio.open_unix_socket(path) as stream:
+        await stream.send_all(encode({"request": "events", **question}))
+        assert "events are asked for with a number" in (await lines(stream, 1))[0]["error"]
 
 
 async def test_a_daemon_tells_what_it_logged(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import trio
 
 from isblk import control
 from isblk.block.attach import Attached, Where, attached
+from isblk.block.events import Events
 from isblk.block.policies import Policies
 from isblk.block.request import read, write
 from isblk.ending import PATIENCE_SECONDS, controlled, write_back, written_back
@@ -104,7 +105,7 @@ async def test_a_daemon_may_know_more_requests(tmp_path: Path) -> None:
         path = control.socket_path(tmp_path)
         answer = await trio.to_thread.run_sync(partial(control.ask, path, "echo", word="hello"))
         assert answer["said"] == "hello"
-        with pytest.raises(UsageError, match="there are status, stop, log and echo"):
+        with pytest.raises(UsageError, match="there are status, stop, log, echo, and events"):
             await trio.to_thread.run_sync(control.ask, path, "no")
 
 
@@ -121,3 +122,18 @@ async def test_a_control_socket_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="control socket"):
         async with controlled(tmp_path / "absent", dict, trio.Event()):
             raise AssertionError("the block must not begin")
+
+
+async def test_events_tell_of_the_beginning_and_the_end_and_whose_they_are(tmp_path: Path) -> None:
+    stop, events = trio.Event(), Events()
+    status = {"kind": "mount", "where": "/mnt/disk", "target": "iqn.x", "devices": []}
+    async with controlled(tmp_path, lambda: status, stop, events=events):
+        path = control.socket_path(tmp_path)
+        answer = await trio.to_thread.run_sync(lambda: control.ask(path, "events"))
+        assert [event["kind"] for event in answer["events"]] == ["started"]
+        assert (answer["kind"], answer["where"], answer["target"], "devices" in answer) == ("mount", "/mnt/disk", "iqn.x", False)
+        stop.set()
+        with trio.fail_after(5):
+            while events.last < 2:
+                await trio.lowlevel.checkpoint()
+    assert [event["kind"] for event in events.after(0, 9)[0]] == ["started", "stopping"]

@@ -23,6 +23,7 @@ from isblk.errors import ExitCode, IsblkError
         (errors.PathLost, 6, errno.EIO),
         (errors.RequestFailed, 6, errno.EIO),
         (errors.TaskAborted, 6, errno.EIO),
+        (errors.NoPath, 6, errno.EIO),
         (errors.RequestInvalid, 6, errno.EINVAL),
         (errors.Interrupted, 130, errno.EINTR),
     ],
@@ -34,7 +35,7 @@ def test_a_failure_has_its_exit_code_and_errno(failure: type[IsblkError], exit_c
 
 def test_every_failure_of_the_tree_is_in_the_table_above() -> None:
     tree = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
-    assert len(tree) == 12 and all(issubclass(kind, IsblkError) for kind in tree)
+    assert len(tree) == 13 and all(issubclass(kind, IsblkError) for kind in tree)
 
 
 def test_exit_codes_are_those_of_the_manual() -> None:
@@ -58,3 +59,10 @@ def test_a_request_may_fail_with_an_errno_of_its_own(failure: type[errors.Reques
 
 def test_a_wrong_digest_is_a_breach_of_the_protocol() -> None:
     assert issubclass(errors.DigestError, errors.ProtocolError)
+
+
+def test_each_failure_is_counted_under_a_word_of_its_own() -> None:
+    kinds = [kind.kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, IsblkError)]
+    assert len(set(kinds)) == len(kinds) - 1, "but for Interrupted, which no request ends with"
+    assert errors.kind_of(errors.DigestError("x")) == "digest"
+    assert errors.kind_of(KeyError("x")) == "bug"

@@ -150,3 +150,26 @@ def test_no_test_sleeps() -> None:
         if path.name != "waiting.py" and any(ast.unparse(call) in ("time.sleep", "sleep") for call in calls):
             sleepers.append(path.name)
     assert not sleepers, "wait for the event itself, with support.waiting.until where it gives no signal"
+
+
+def test_what_inherits_from_what_is_compiled_is_compiled() -> None:
+    """Python classes cannot inherit from compiled ones; setup.py names what is compiled."""
+    source = (HOUSE.parent / "setup.py").read_text()
+    compiled = {path for path in MODULES if _is_compiled(source, path)}
+    assert len(compiled) > 25
+    classes = {node.name: path for path in compiled for node in parsed(path).body if isinstance(node, ast.ClassDef)}
+    for path in set(MODULES) - compiled:
+        if inside(dotted(path), "target"):
+            continue
+        taken = {one.name.rpartition(".")[2] for one in of_the_house(path) if f"{one.name.rpartition('.')[0]}" in map(dotted, compiled)}
+        for node in parsed(path).body:
+            if isinstance(node, ast.ClassDef):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                assert not bases & taken & classes.keys(), f"{path}: {node.name}"
+
+
+def _is_compiled(source: str, path: Path) -> bool:
+    """Whether the list in setup.py names a module."""
+    namespace: dict[str, list[str]] = {}
+    exec(source[source.index("COMPILED = ") : source.index('"""The hot path')], namespace)
+    return str(path.relative_to(HOUSE.parent)) in namespace["COMPILED"]

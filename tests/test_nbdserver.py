@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -24,6 +24,7 @@ from isblk.link.sweeper import Timing
 from isblk.listening import Listener, at_path
 from isblk.nbdserver import NbdSpec, serve
 from isblk.scsi.data import Provisioning
+from support import schema
 from support.targets import MIB, RunningTarget, disk, running_target
 
 ACCESS = Access("iqn.2026-11.test.isblk:initiator", Isid.from_random(1), timing=Timing(login_timeout=5))
@@ -38,6 +39,8 @@ class Server:
     def __init__(self, plane: Any, exports: list[Export], tls: Any, read_only: bool, max_connections: int) -> None:
         self.exports, self.tls, self.read_only, self.max_connections = exports, tls, read_only, max_connections
         self.last_client_gone = trio.Event()
+        self.accepted, self.refused = 3, 1
+        self.memory = SimpleNamespace(used=4096, budget=1 << 20)
         self.listening: list[socket.socket] = []
         self.order: list[str] = []
         self.answered = trio.Event()
@@ -136,7 +139,7 @@ async def test_its_status_is_answered_over_the_control_socket(tmp_path: Path) ->
         async with serving(wanted, at_path(tmp_path / "s")):
             (found,) = await trio.to_thread.run_sync(control.daemons, wanted.run_directory)
             answer = await trio.to_thread.run_sync(control.ask, found.path, "status")
-    assert json.loads(json.dumps(answer)) == answer
+    schema.check(answer)
     where = str(tmp_path / "s")
     assert (answer["pid"], answer["kind"], answer["where"], answer["listens"]) == (os.getpid(), "nbd", where, [where])
     assert (answer["uris"], answer["tls"], answer["read_only"]) == ([f"nbd+unix:///?socket={where}"], False, True)

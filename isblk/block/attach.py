@@ -12,6 +12,7 @@ import trio
 import trio.lowlevel
 
 from isblk.block.align import Aligned
+from isblk.block.events import Events
 from isblk.block.gate import Gate
 from isblk.block.pathset import PathSet
 from isblk.block.policies import Policies
@@ -78,13 +79,13 @@ class Attached:
 
 @asynccontextmanager
 async def attached(
-    plane: Plane, where: Where, access: Access, policies: Policies, back_off: BackOff | None = None
+    plane: Plane, where: Where, access: Access, policies: Policies, back_off: BackOff | None = None, events: Events | None = None
 ) -> AsyncIterator[Attached]:
     """Keep sessions to every portal for the length of a block. Needs one that answers at the start; the others join when they do.
 
     Raises Unreachable, LoginRefused, NotFound, UsageError, ProtocolError, as a single login does.
     """
-    paths = PathSet(plane, policies)
+    paths = PathSet(plane, policies, events)
     for portal, isid in zip(where.portals, where.isids, strict=True):
         paths.add_keeper(Keeper(plane, portal, where.target_name, access.with_isid(isid), paths, back_off))
     first, connection = await _first(plane, paths.keepers, where.target_name)
@@ -128,7 +129,9 @@ async def _looked_at(plane: Plane, connection: Connection, where: Where) -> list
 
 def _disk(paths: PathSet, description: Description) -> Disk:
     device = paths.add_device(description)
-    return Disk(lun_from_bytes(description.lun), description, device, Gate(Aligned(device), lambda: device.cache_losses))
+    gate = Gate(Aligned(device), lambda: device.cache_losses)
+    paths.gates.append(gate)
+    return Disk(lun_from_bytes(description.lun), description, device, gate)
 
 
 async def _up(paths: PathSet) -> None:

@@ -182,6 +182,11 @@ class Chooser(Generic[T]):
             self._pick = _soonest
         self.changed()
 
+    @property
+    def used(self) -> set[int]:
+        """The numbers of the paths in the group in use."""
+        return self._used
+
     def changed(self) -> None:
         """The group is worked out anew for the next request."""
         self._group = None

@@ -21,9 +21,14 @@ from isblk.scsi.sense import Action, Status, Verdict, flush_verdict, is_unsuppor
 class PathUnusable(RequestFailed):
     """This path cannot do the request, another may: a standby port, a controller that lost its unit. Nothing was done."""
 
+    kind = "unusable"
+
 
 class Unit(Protocol):
     """What a command needs of the logical unit it was sent to."""
+
+    retries: int
+    """Commands that were sent once more, because the unit was busy or had something to announce."""
 
     @property
     def lun(self) -> bytes:
@@ -113,6 +118,7 @@ class Command(Task):
         """Send the same CDB once more."""
         fresh = type(self)(self.unit, self.cdb, self.request, self.read_into, self.write_from)
         fresh.retries, fresh.attentions = self.retries, self.attentions
+        self.unit.retries += 1
         self.unit.link.submit(fresh)
         self.unit.link.kick()
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from isblk.block import probe
+from isblk.block.events import Kind
 from isblk.block.policies import FencePolicy
 from isblk.block.probe import Link
 from isblk.block.replay import replay
@@ -127,6 +128,9 @@ class Fence:
     async def _recover(self) -> None:
         """Until nothing is unfenced and nothing has to be done again."""
         device = self._device
+        if self._unfenced:
+            writes, portal = len(self._unfenced), str(self._unfenced[0].path.keeper.portal)
+            device.tell(Kind.FENCING, f"{writes} writes sent over {portal} may still be done: they wait", path=portal, writes=writes)
         try:
             while self.active:
                 items = list(self._unfenced)
@@ -144,6 +148,7 @@ class Fence:
         if items:
             self.fences += 1
             _log.info("%s: %d writes are fenced and repeated", self._device.name, len(items))
+            self._device.tell(Kind.FENCED, f"{len(items)} writes are fenced and repeated", writes=len(items))
         self._device.fenced([item.request for item in items if item.request is not None])
 
     async def _climb(self, items: list[Unfenced]) -> bool:

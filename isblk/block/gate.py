@@ -7,26 +7,35 @@ can wait until nothing is in flight (`drained`).
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from time import monotonic
+from typing import Any, Final
 
 import trio
 
+from isblk.block.latency import Histogram, Sampler
 from isblk.block.request import Device, Geometry, Op, Request
-from isblk.errors import RequestInvalid
+from isblk.errors import RequestInvalid, kind_of
 
 _CHANGES: Final = (Op.WRITE, Op.TRIM, Op.ZERO)
 
 
 @dataclass
 class Counters:
-    """What passed: requests and bytes by operation (indexed by Op), and requests that ended with an error."""
+    """What passed: requests and bytes by operation (indexed by Op), and requests that ended with an error, by its kind too."""
 
     requests: list[int] = field(default_factory=lambda: [0] * len(Op))
     bytes: list[int] = field(default_factory=lambda: [0] * len(Op))
     errors: int = 0
+    error_kinds: Counter[str] = field(default_factory=Counter)
+
+    def failed(self, error: Exception) -> None:
+        """A request ended with an error, or was refused."""
+        self.errors += 1
+        self.error_kinds[kind_of(error)] += 1
 
     def as_dict(self) -> dict[str, int]:
         """For status and JSON."""
@@ -45,6 +54,10 @@ class Gate:
         self._covered = 0
         self._device = device
         self._losses = losses
+        self._latencies = [Histogram() for _ in Op]
+        self._sampler = Sampler()
+        self._until = self._weight = 1
+        self._on_finished = self._finished
         self._closed = False
         self._drained = trio.Event()
         self._drained.set()
@@ -70,15 +83,29 @@ class Gate:
         op, length = request.op, request.length
         if op is Op.READ and 0 < length == len(request.data or b"") and 0 <= request.offset <= geometry.size - length and not self._closed:
             request.gate_done = request.done
-            request.done = self._finished
+            request.done = self._on_finished
         elif not self._admit(request, geometry):
             return
         self.in_flight += 1
+        self._until -= 1
+        if not self._until:
+            self._time(request)
         self._device.submit(request)
 
     def kick(self) -> None:
         """End of a batch."""
         self._device.kick()
+
+    def latencies(self) -> dict[str, Any]:
+        """How long requests took, by operation; only operations that there were."""
+        return {op.name.lower(): self._latencies[op].as_dict() for op in Op if self._latencies[op].samples}
+
+    def tick(self) -> None:
+        """A few times a second: how many requests are timed follows how many there are."""
+        self._sampler.tick()
+        if self._until > self._sampler.every:  # The rest of a long count must not outlast the load that it was for.
+            self._weight -= self._until - self._sampler.every
+            self._until = self._sampler.every
 
     def close(self) -> None:
         """Take no more requests; those in flight go on."""
@@ -99,7 +126,7 @@ class Gate:
             if request.op in _CHANGES and not request.fua:
                 self._changes += 1
         else:
-            counters.errors += 1
+            counters.failed(request.error)
         self.in_flight -= 1
         if not self.in_flight:
             self._drained.set()
@@ -107,15 +134,27 @@ class Gate:
         if done is not None:
             done(request)
 
+    def _time(self, request: Request) -> None:
+        """One of a number: note when it began. Its callback is another, so that the others are asked nothing at their end."""
+        assert request.done is not None
+        request.done = partial(self._timed, monotonic(), self._weight, request.done)
+        self._sampler.took()
+        self._until = self._weight = self._sampler.every
+
+    def _timed(self, began: float, weight: int, finished: Callable[[Request], None], request: Request) -> None:
+        if request.error is None:
+            self._latencies[request.op].add(monotonic() - began, weight)
+        finished(request)
+
     def _admit(self, request: Request, geometry: Geometry) -> bool:
         """Everything but the plainest reads: check, and hold `done`; False when the request has been finished."""
         error = self._refusal(request, geometry)
         if error is not None:
-            self.counters.errors += 1
+            self.counters.failed(error)
             request.finish(error)
             return False
         request.gate_done = request.done
-        request.done = self._finished
+        request.done = self._on_finished
         if request.op is Op.FLUSH:
             request.done = partial(self._flushed, self._changes)
         return True

@@ -1,13 +1,16 @@
 """Changes that were acknowledged and are not yet known to be durable, kept so that they can be done again after a target lost its cache.
 
 As an NFS client keeps its uncommitted pages. Bounded: `full` tells the device to flush first. Order is that of acknowledgement.
+
+Data is kept as `Request.keep` gives it: a copy, or the front end's own memory, which is its again when nobody refers to the owner any more.
+That is counted by the interpreter and not by us, because a change that is being done again still needs it when the journal has settled.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from isblk.block.request import Op, Request
 
@@ -17,17 +20,28 @@ OVERHEAD: Final = 256
 """Bytes counted for each entry beside its data: many small writes are bounded too."""
 
 
+class _Again(Request):
+    """A change that is done again, from memory that `owner` keeps."""
+
+    __slots__ = ("owner",)
+
+    owner: object
+
+
 class Entry(NamedTuple):
-    """One acknowledged change; `data` None for TRIM and ZERO."""
+    """One acknowledged change; `data` None for TRIM and ZERO, else there as long as `owner` is referred to."""
 
     op: Op
     offset: int
     length: int
-    data: bytes | None
+    data: bytes | memoryview | None
+    owner: Any = None  # not object: the name is unknown to the compiled form here
 
     def request(self) -> Request:
         """The same change as a new request."""
-        return Request(self.op, self.offset, self.length, None if self.data is None else memoryview(self.data))
+        again = _Again(self.op, self.offset, self.length, None if self.data is None else memoryview(self.data))
+        again.owner = self.owner
+        return again
 
 
 class Journal:
@@ -61,10 +75,14 @@ class Journal:
         return self.bytes >= self.limit
 
     def append(self, request: Request) -> None:
-        """Keep a change that is about to be acknowledged; its data is copied, for the front end gets its memory back."""
-        data = bytes(request.data) if request.data is not None else None
-        self._entries.append(Entry(request.op, request.offset, request.length, data))
-        self.bytes += OVERHEAD + (len(data) if data is not None else 0)
+        """Keep a change that is about to be acknowledged, with its data."""
+        if request.data is None:
+            self._entries.append(Entry(request.op, request.offset, request.length, None))
+            self.bytes += OVERHEAD
+            return
+        data, owner = request.keep()
+        self._entries.append(Entry(request.op, request.offset, request.length, data, owner))
+        self.bytes += OVERHEAD + len(data)
 
     def settle(self, mark: int) -> None:
         """A flush that was sent at `mark` has succeeded."""

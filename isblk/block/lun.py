@@ -65,6 +65,7 @@ class LogicalUnit:
         self.link = link
         self.lun = description.lun
         self.attentions: set[Attention] = set()
+        self.retries = 0
         self.on_attention: Callable[[Attention], None] | None = None
         self.on_full: Callable[[], None] | None = None
         self._flushes = Flushes(self._synchronize)

@@ -26,12 +26,13 @@ import trio
 
 from isblk.block.choose import Chooser, PathState, transitioning
 from isblk.block.command import PathUnusable
+from isblk.block.events import NOBODY, Events, Kind
 from isblk.block.fence import Fence
 from isblk.block.journal import Journal
 from isblk.block.path import Path
 from isblk.block.policies import Policies
 from isblk.block.request import Geometry, Op, Request
-from isblk.errors import DATA_LOSS, IsblkError, PathLost, RequestFailed, TaskAborted
+from isblk.errors import DATA_LOSS, IsblkError, NoPath, PathLost, RequestFailed, TaskAborted
 from isblk.scsi.data import AccessState
 
 _log: Final = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ _FLUSH: Final = Op.FLUSH
 class Carried(Request):
     """A request on its way over one session of a path."""
 
-    __slots__ = ("path", "request", "session", "started")
+    __slots__ = ("path", "request", "session", "started", "weight")
 
     def __init__(self, request: Request, path: Path, done: Callable[[Request], None]) -> None:
         super().__init__(request.op, request.offset, request.length, request.data, request.fua, done)
@@ -56,19 +57,26 @@ class Carried(Request):
         self.path = path
         self.session = path.session
         self.started = 0.0
+        self.weight = 0
 
 
 class Multipath:
-    """A Device over Paths. `name` is for log lines; `spawn` runs an async function beside the plane."""
+    """A Device over Paths. `name` is for log lines, `number` the LUN's for events; `spawn` runs an async function beside the plane.
 
-    def __init__(self, name: str, geometry: Geometry, policies: Policies, spawn: Callable[..., None]) -> None:
+    `switches` counts how often other paths took over, `failed_over` requests that were repeated.
+    """
+
+    def __init__(self, name: str, geometry: Geometry, policies: Policies, spawn: Callable[..., None], number: int = 0) -> None:
         self.name = name
+        self.number = number
         self.policies = policies
         self.paths: list[Path] = []
         self.live: list[Path] = []
         self.journal = Journal(policies.journal_limit)
         self.fence = Fence(self, spawn)
+        self.events: Events = NOBODY
         self.failed_over = 0
+        self.switches = 0
         self.cache_losses = 0
         self.power_ons = 0
         self.on_no_path: Callable[[], None] | None = None
@@ -77,7 +85,9 @@ class Multipath:
         self._geometry = geometry
         self._chooser: Chooser[Path] = Chooser(policies.policy, policies.failback)
         self._timed = policies.measures_time
+        self._on_carried = self._carried
         self._sole: Path | None = None
+        self._serving: set[int] = set()
         self._careful = True
         self._frozen: set[str] = set()
         self._queue: deque[Request] = deque()
@@ -136,11 +146,14 @@ class Multipath:
         return path
 
     def _send(self, request: Request, path: Path) -> None:
-        carried = Carried(request, path, self._carried)
+        carried = Carried(request, path, self._on_carried)
         path.in_flight += 1
         path.bytes_in_flight += request.length
         path.requests += 1
-        if self._timed:
+        if not path.requests % path.every:
+            carried.weight = path.sample()
+            carried.started = time.monotonic()
+        elif self._timed:
             carried.started = time.monotonic()
         assert path.unit is not None
         path.unit.submit(carried)
@@ -156,7 +169,7 @@ class Multipath:
             return
         path.bytes += request.length
         if carried.started:
-            path.finished(request.length, time.monotonic() - carried.started)
+            path.finished(request.length, time.monotonic() - carried.started, carried.weight)
         if request.op is not _READ and (self._geometry.write_cache or len(self.journal)):
             self._changed(request, path)
         if self._repeats:
@@ -205,7 +218,7 @@ class Multipath:
     def _refusal(self) -> IsblkError | None:
         """Why no request is taken any more."""
         if self._given_up and self._ended is None:
-            return RequestFailed(f"{self.name} has no path left")
+            return NoPath(f"{self.name} has no path left")
         return self._ended
 
     def _finish(self, request: Request, error: Exception | None) -> None:
@@ -243,22 +256,43 @@ class Multipath:
         self._chooser.changed()
         best = self._chooser.choose(self.live, 0)
         self._sole = best if len(self.live) == 1 or not self.policies.spreads else None
+        if best is not None and self._chooser.used != self._serving:
+            self._serve_by(self._chooser.used)
         if best is not None or (self.live and self.fence.replay_needed) or transitioning(self.live):
             self._pathless_since = None
             self._given_up = False
         elif self._pathless_since is None:
             self._pathless_since = trio.current_time()
+            if self._serving:
+                self.tell(Kind.NO_PATH, f"no path is left: requests wait {self._patience()}")
         limited = any(path.depth is not None for path in self.live)
         special = limited or self._ended or self._given_up or self._frozen or self.fence.active or self.journal.full
         self._careful = bool(special) or best is None
+
+    def _serve_by(self, numbers: set[int]) -> None:
+        """Other paths carry requests from now on: a failover when none of those before them is left in use."""
+        before, self._serving = self._serving, numbers
+        if not before or before & numbers:
+            return
+        self.switches += 1
+        kind = Kind.FAILBACK if all(path.carries for path in self.paths if path.number in before) else Kind.FAILOVER
+        old, new = ([str(path.keeper.portal) for path in self.paths if path.number in each] for each in (before, numbers))
+        self.tell(kind, f"requests go to {', '.join(new)} now, not to {', '.join(old)}", before=old, after=new)
+
+    def _patience(self) -> str:
+        seconds = self.policies.no_path.seconds
+        return "until there is one" if math.isinf(seconds) else f"{seconds:g} s" if seconds else "not at all, they fail"
+
+    def tell(self, kind: Kind, text: str, **about: object) -> None:
+        """Something happened to this device."""
+        self.events.add(kind, f"{self.name}: {text}", lun=self.number, **about)
 
     # ------------------------------------------------------------------ errors
 
     def _came_back(self, carried: Carried, error: Exception) -> None:
         """A path could not finish a request: repeat it, fence it, or tell the error."""
         path, request = carried.path, carried.request
-        path.errors += 1
-        path.last_error = str(error)
+        path.failed(error)
         if isinstance(error, PathLost):
             self.lose(path, error, carried.session)
             if error.sent and request.op not in (_READ, _FLUSH):
@@ -324,6 +358,7 @@ class Multipath:
         """A path's session is gone; harmless when that is known. `session` is the one that is meant: a request may come back late."""
         if path.unit is None or (session is not None and session != path.session):
             return
+        path.retries += path.unit.retries
         path.unit = None
         path.connection = None
         path.count_loss(trio.current_time())
@@ -347,6 +382,7 @@ class Multipath:
         What is on its way counts: it may have been done before, and be answered only now.
         """
         self.power_ons += 1
+        self.tell(Kind.POWER_ON, "it was powered on: what its cache held is lost there")
         if len(self.journal) or any(path.in_flight for path in self.paths):
             self.fence.replay_needed = True
             self._reconsider()
@@ -385,6 +421,8 @@ class Multipath:
         """A few times a second (`now` by trio's clock): failback after N seconds, and the end of waiting without a path."""
         limit = self.policies.no_path.seconds
         self._chooser.tick(now)
+        for path in self.paths:
+            path.tick()
         self._damp(now)
         self._raise_depths()
         self._reconsider()
@@ -394,7 +432,8 @@ class Multipath:
             self.on_no_path()
         if self._pathless_since is not None and not self._given_up and now - self._pathless_since >= limit:
             self._given_up = True
-            self.give_up(RequestFailed(f"{self.name} has had no path for {limit:g} s"))
+            self.tell(Kind.GAVE_UP, f"there has been no path for {limit:g} s: requests fail now")
+            self.give_up(NoPath(f"{self.name} has had no path for {limit:g} s"))
 
     def _raise_depths(self) -> None:
         limited = [path for path in self.live if path.depth is not None]
@@ -442,6 +481,7 @@ class Multipath:
         self.cache_losses += 1
         self._cache_lost = f"{self.name}: {lost} acknowledged writes are lost: {reason}"
         _log.error("%s", self._cache_lost, extra=DATA_LOSS)
+        self.tell(Kind.WRITE_BACK_FAILED, f"{lost} acknowledged writes are lost: {reason}", writes=lost)
 
     def flush_ended(self, request: Request, failures: list[tuple[Carried, Exception]]) -> None:
         """A flush has come back from all its paths: once more where paths are to blame, but what a unit answered is told."""
@@ -449,8 +489,7 @@ class Multipath:
         repeated: Exception | None = None
         for carried, error in failures:
             path = carried.path
-            path.errors += 1
-            path.last_error = str(error)
+            path.failed(error)
             if isinstance(error, PathLost):
                 self.lose(path, error, carried.session)
             elif isinstance(error, (PathUnusable, TaskAborted)):

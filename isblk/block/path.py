@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from isblk.block.choose import PathState
+from isblk.block.latency import Histogram, Sampler
 from isblk.block.probe import Description, Link
 from isblk.block.request import Device, Geometry
-from isblk.errors import IsblkError
+from isblk.errors import IsblkError, kind_of
 from isblk.iscsi.pdu import TaskManagement
 from isblk.iscsi.task import Task
 from isblk.link.keeper import Keeper, Phase
@@ -28,6 +30,10 @@ RATE_SHARE: Final = 0.1
 
 class Unit(Device, Protocol):
     """A logical unit by way of one session; lun.LogicalUnit is one."""
+
+    @property
+    def retries(self) -> int:
+        """Commands that were sent once more."""
 
     @property
     def lun(self) -> bytes:
@@ -62,9 +68,12 @@ class Nexus(Protocol):
 
 
 class Path:
-    """Mutable state, changed by its Multipath alone. `in_flight` counts requests, `bytes_in_flight` and `service_rate` bytes (per second).
+    """Mutable state, changed by its Multipath alone; `on_change` is told of another state.
 
-    `session` counts the sessions that carried requests; `ended` is the last of them known to have ended at the target, tasks too.
+    `in_flight` counts requests, `bytes_in_flight` and `service_rate` bytes (per second).
+
+    `session` counts the sessions that carried requests; `ended` is the last of them known to have ended at the target, tasks too. Every
+    `every`-th request is timed (latency.py); `retries` counts commands sent again on sessions that are gone.
     """
 
     def __init__(self, number: int, keeper: Keeper, queue_depth: int | None = None) -> None:
@@ -76,6 +85,7 @@ class Path:
         self.access = AccessState.OPTIMIZED
         self.preferred = False
         self.damped = False
+        self.on_change: Callable[[Path], None] | None = None
         self.unit: Unit | None = None
         self.connection: Nexus | None = None
         self.queue_depth = queue_depth
@@ -86,6 +96,10 @@ class Path:
         self.requests = 0
         self.bytes = 0
         self.errors = 0
+        self.error_kinds: Counter[str] = Counter()
+        self.retries = 0
+        self.latency = Histogram()
+        self.every = 1
         self.losses = 0
         self.last_error = ""
         self.acknowledged = 0
@@ -93,6 +107,8 @@ class Path:
         self.session = 0
         self.ended = 0
         self._recent: deque[float] = deque(maxlen=FLAPS)
+        self._sampler = Sampler()
+        self._sampled = 0
 
     @property
     def carries(self) -> bool:
@@ -107,7 +123,9 @@ class Path:
     def become(self, state: PathState, reason: str = "") -> None:
         """Change the state; `since` and `reason` are for status."""
         if state is not self.state or reason != self.reason:
-            self.state, self.reason, self.since = state, reason, time.time()
+            before, self.state, self.reason, self.since = self.state, state, reason, time.time()
+            if self.on_change is not None and state is not before:
+                self.on_change(self)
 
     @property
     def is_full(self) -> bool:
@@ -134,8 +152,28 @@ class Path:
         """Whether it was lost FLAPS times within FLAP_SECONDS."""
         return len(self._recent) == FLAPS and now - self._recent[0] < FLAP_SECONDS
 
-    def finished(self, length: int, seconds: float) -> None:
-        """A request has come back whole: what that says about the path's rate."""
+    def failed(self, error: Exception) -> None:
+        """A request has come back with an error."""
+        self.errors += 1
+        self.error_kinds[kind_of(error)] += 1
+        self.last_error = str(error)
+
+    def sample(self) -> int:
+        """The request that was just counted is timed; returns how many it stands for."""
+        weight, self._sampled = self.requests - self._sampled, self.requests
+        self._sampler.took()
+        self.every = self._sampler.every
+        return weight
+
+    def tick(self) -> None:
+        """A few times a second: how many requests are timed follows how many there are."""
+        self._sampler.tick()
+        self.every = self._sampler.every
+
+    def finished(self, length: int, seconds: float, weight: int = 0) -> None:
+        """A request that was timed has come back whole: what that says about the path's rate, and about `weight` requests of the path."""
+        if weight:
+            self.latency.add(seconds, weight)
         if seconds > 0:
             rate = length / seconds
             self.service_rate = rate if not self.service_rate else self.service_rate + (rate - self.service_rate) * RATE_SHARE
@@ -161,6 +199,9 @@ class Path:
             "in_flight": self.in_flight,
             "depth": self.depth,
             "errors": self.errors,
+            "error_kinds": dict(self.error_kinds),
+            "retries": self.retries + (self.unit.retries if self.unit is not None else 0),
+            "latency": self.latency.as_dict(),
             "losses": self.losses,
             "logins": keeper.logins,
             "last_error": self.last_error or None,

@@ -16,7 +16,9 @@ from functools import partial
 import trio
 
 from isblk.block.choose import PathState
+from isblk.block.events import Events, Kind
 from isblk.block.fence import is_alone
+from isblk.block.gate import Gate
 from isblk.block.lun import LogicalUnit
 from isblk.block.multipath import Multipath
 from isblk.block.path import CARRYING, Path, Unit, port_group
@@ -29,7 +31,7 @@ from isblk.link.keeper import Keeper, Phase
 from isblk.link.plane import Plane
 from isblk.scsi import cdb
 from isblk.scsi.data import AccessState, parse_target_port_groups
-from isblk.scsi.lun_number import lun_text
+from isblk.scsi.lun_number import lun_from_bytes, lun_text
 from isblk.scsi.sense import Attention
 
 _log = logging.getLogger(__name__)
@@ -56,11 +58,16 @@ class _Prepared:
 
 
 class PathSet:
-    """Owner of the keepers (link/keeper.Owner). `devices` by 8-byte LUN."""
+    """Owner of the keepers (link/keeper.Owner). `devices` by 8-byte LUN; `gates` in front of them are given the time too.
 
-    def __init__(self, plane: Plane, policies: Policies) -> None:
+    `events` are told what happens; those of a daemon outlive its sessions.
+    """
+
+    def __init__(self, plane: Plane, policies: Policies, events: Events | None = None) -> None:
         self.keepers: list[Keeper] = []
         self.devices: dict[bytes, Multipath] = {}
+        self.gates: list[Gate] = []
+        self.events = Events() if events is None else events
         self._pinned: dict[bytes, Description] = {}
         self._plane = plane
         self._policies = policies
@@ -74,8 +81,12 @@ class PathSet:
 
     def add_device(self, found: Description) -> Multipath:
         """A device over all keepers, pinned to this identity; its paths are down until their keepers bring them up."""
-        device = Multipath(f"LUN {lun_text(found.lun)}", geometry(found), self._policies, self._plane.start_soon)
+        lun = lun_from_bytes(found.lun)
+        device = Multipath(f"LUN {lun_text(found.lun)}", geometry(found), self._policies, self._plane.start_soon, lun)
+        device.events = self.events
         device.paths = [Path(number, keeper, self._policies.queue_depth) for number, keeper in enumerate(self.keepers)]
+        for path in device.paths:
+            path.on_change = partial(_tell_path, device)
         device.on_no_path = self._hurry
         device.on_access_changed = partial(self.spawn_access, device)
         self.devices[found.lun] = device
@@ -169,6 +180,7 @@ class PathSet:
 
     def up(self, keeper: Keeper, connection: Connection) -> None:
         """Let the devices use the connection."""
+        self.events.add(Kind.LOGIN, f"logged in to {keeper.portal}", path=str(keeper.portal), portal_group=keeper.portal_group)
         for lun, ready in self._prepared.pop(keeper, {}).items():
             device = self.devices[lun]
             path = self._path(device, keeper)
@@ -187,6 +199,8 @@ class PathSet:
 
     def down(self, keeper: Keeper, error: IsblkError) -> None:
         """A session has ended."""
+        lost = not isinstance(error, PathLost) or error.sent
+        self.events.add(Kind.SESSION_LOST if lost else Kind.LOGOUT, str(error), path=str(keeper.portal))
         for device in self.devices.values():
             device.lose(self._path(device, keeper), error)
 
@@ -197,6 +211,11 @@ class PathSet:
             if path.unit is None:
                 path.ended = path.session
             device.fence.changed()
+
+    def refused(self, keeper: Keeper, error: IsblkError) -> None:
+        """A login failed, or what is behind it may not be used; said once for each reason."""
+        kind = Kind.WRONG_UNIT if keeper.phase is Phase.WRONG else Kind.LOGIN_FAILED
+        self.events.add(kind, str(error), path=str(keeper.portal), error=error.kind)
 
     def siblings(self, keeper: Keeper) -> Sequence[Portal]:
         """Portals of the same portal group."""
@@ -232,6 +251,7 @@ class PathSet:
                 device.resize(new)
             return
         device.resize(new)
+        device.tell(Kind.RESIZED, f"its size is {new.size} bytes now, not {now.size}", before=now.size, after=new.size)
         if new.size > now.size:
             _log.warning("%s has grown from %d to %d bytes", device.name, now.size, new.size)
         else:
@@ -286,6 +306,8 @@ class PathSet:
             now = trio.current_time()
             for device in self.devices.values():
                 device.tick(now)
+            for gate in self.gates:
+                gate.tick()
             if self._policies.poll_interval and now - polled >= self._policies.poll_interval:
                 polled = now
                 for device in self.devices.values():
@@ -309,6 +331,20 @@ class PathSet:
         else:
             self._asked[path] = False
             self._plane.start_soon(self.read_access, device, path)
+
+
+_PATH_KINDS = {
+    PathState.UP: Kind.PATH_UP,
+    PathState.STANDBY: Kind.PATH_STANDBY,
+    PathState.FENCING: Kind.PATH_FENCING,
+    PathState.DOWN: Kind.PATH_DOWN,
+}
+
+
+def _tell_path(device: Multipath, path: Path) -> None:
+    """A path of a device is in another state."""
+    reason = f": {path.reason}" if path.reason else ""
+    device.tell(_PATH_KINDS[path.state], f"path {path.keeper.portal} is {path.state.value}{reason}", path=str(path.keeper.portal))
 
 
 class AttentionHandler:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from isblk.block.command import PathUnusable
+from isblk.block.events import Kind
 from isblk.block.journal import Entry
 from isblk.block.request import Device, Op, Request
 from isblk.errors import IsblkError, PathLost, TaskAborted
@@ -74,7 +75,9 @@ async def _once(device: Multipath, path: Path) -> Replayed:
     if device.power_ons == before:
         device.journal.settle(mark)
         if count:
-            _log.warning("%s: %d unflushed writes were written again, since the target may have lost its cache", device.name, count)
+            told = f"{count} unflushed writes were written again, since the target may have lost its cache"
+            _log.warning("%s: %s", device.name, told)
+            device.tell(Kind.REPLAYED, told, writes=count)
     return Replayed(True, [])
 
 

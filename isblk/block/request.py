@@ -28,7 +28,8 @@ class Op(IntEnum):
 class Request:
     """One operation on a device: `offset` and `length` in bytes, `data` a view of exactly `length` bytes (READ fills it, WRITE sends it).
 
-    The caller lends `data` until `finish` and must not change it (WRITE) or look at it (READ) before. FLUSH has offset 0 and length 0.
+    The caller lends `data` until `finish` (for longer: `keep`) and must not change it (WRITE) or look at it (READ) before.
+    FLUSH has offset 0 and length 0.
     `gate_done` is where the gate keeps the caller's `done` meanwhile (a dict of its own was measured at twice the cost).
     """
 
@@ -61,6 +62,13 @@ class Request:
         self.error = error
         if self.done is not None:
             self.done(self)
+
+    def keep(self) -> tuple[bytes | memoryview, object]:
+        """The data of a WRITE for longer than until `finish`, to be asked for before it: as long as the second value is referred to.
+
+        A copy, unless whoever made the request has memory to spare.
+        """
+        return bytes(self.data or b""), None
 
     def __repr__(self) -> str:
         return f"<Request {self.op.name} {self.offset}+{self.length}{' fua' if self.fua else ''}>"

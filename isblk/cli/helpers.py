@@ -10,6 +10,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
@@ -120,7 +121,9 @@ def _enter(namespace: str | None) -> None:
     if namespace is None:
         return
     for found in pkgutil.walk_packages(isblk.__path__, "isblk."):
-        if not found.name.startswith("isblk.target"):
+        if found.name.endswith("__main__"):  # To import it is to run it.
+            continue
+        with suppress(ImportError):  # Of a package that is not needed here.
             import_module(found.name)
     for name in ("encodings.idna", "stringprep", "difflib"):
         import_module(name)

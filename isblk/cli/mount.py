@@ -79,7 +79,7 @@ def command(
     mkdir luns; isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks luns
 
     \b
-    isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks ./disk --fuse-engine direct -o writeback
+    isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks ./disk -o writeback
 
     \b
     isblk mount -p 10.0.0.5 iqn.2001-05.com.example:disks ./disk --automount --idle 60
@@ -139,5 +139,5 @@ def _caching(flags: set[str], engine: Engine) -> Caching:
     if {"direct_io", "writeback"} <= flags:
         raise UsageError("-o direct_io and -o writeback contradict each other: give one of them")
     if "writeback" in flags and engine is Engine.PYFUSE3:
-        raise UsageError("-o writeback is not for the pyfuse3 engine, which caches nothing: use --fuse-engine direct")
+        raise UsageError("-o writeback is not for the pyfuse3 engine, which caches nothing: leave out --fuse-engine pyfuse3")
     return Caching.NONE if "direct_io" in flags else Caching.WRITEBACK if "writeback" in flags else Caching.WRITE_THROUGH

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -38,7 +36,7 @@ def command(where: str, path: Path) -> None:
             at = arguments.index("--socket" if entry.is_path else "--listen")
             del arguments[at : at + 2]
         if entry.kind is Kind.FUSE:
-            _clear(entry.where)
+            mountpoint.clear_dead(entry.where)
     from isblk.cli import main
 
     main.main(arguments, prog_name="isblk")
@@ -52,16 +50,3 @@ def _entry(path: Path, where: str) -> Entry:
         if problem.line in (0, *(entry.line for entry in meant)):
             raise UsageError(str(problem))
     return meant[0] if meant else named(found.entries, [where], str(path))[0]
-
-
-def _clear(where: str) -> None:
-    """Take away the mount of a daemon that was killed: nobody can use it any more, and nothing can be mounted there while it is.
-
-    statvfs(3) is asked of the daemon each time, while the kernel may know for a while what stat(2) had said.
-    """
-    try:
-        os.statvfs(where)
-    except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            with suppress(UsageError):
-                mountpoint.unmount(where, lazy=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from shutil import get_terminal_size
 from typing import Any
 
 import click
@@ -13,8 +15,7 @@ from isblk import control
 from isblk.cli.options import json_option
 from isblk.cli.running import errors_as_sentences
 from isblk.cli.supervising import describe
-from isblk.cli.text import size_text, table
-from isblk.errors import IsblkError
+from isblk.cli.text import age_text, has_colours, paint, size_text, table
 from isblk.state import places
 
 PATHS = ("PATH", "GROUP", "ISID", "STATE", "FOR", "ACCESS", "REQUESTS", "CARRIED", "IN FLIGHT")
@@ -32,14 +33,26 @@ DEEDS = (
 NEGOTIATED = ("KEY", "ASKED", "AGREED", "DECIDED BY")
 
 
+STATE_COLOURS = {"up": "green", "standby": "cyan", "fencing": "yellow", "connecting": "yellow", "down": "red", "wrong unit": "red"}
+WATCH_SECONDS = 2.0
+
 EXPORTS = ("EXPORT", "LUN", "ALSO", "ACCESS")
 CLIENTS = ("CLIENT", "EXPORT", "NEGOTIATED", "READS", "READ", "WRITES", "WRITTEN", "OTHERS", "ERRORS")
 
 
 @click.command("status")
 @click.option("--negotiated", is_flag=True, help="Also what the login agreed on: each key, asked and agreed.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(0.1, 3600),
+    is_flag=False,
+    flag_value=WATCH_SECONDS,
+    metavar="[SECONDS]",
+    help="Again and again, until interrupted; default: every 2 seconds.",
+)
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of what --json prints, and ask nobody.")
 @json_option
-def command(negotiated: bool, as_json: bool) -> None:
+def command(negotiated: bool, watch: float | None, schema: bool, as_json: bool) -> None:
     """Show what runs: each mount, NBD server and block device with its devices, its paths, its clients, and their counters.
 
     A path is up, standby (the target lets nothing through there), fencing (old writes are made harmless first), down, or leads to a wrong
@@ -48,44 +61,96 @@ def command(negotiated: bool, as_json: bool) -> None:
     \b
     isblk status
     isblk status --negotiated
+    isblk status --watch
     isblk status --json
     """
     with errors_as_sentences():
-        every = _ask_all()
-        found = [each for each in every if each.get("kind") != "supervisor"]
-        supervisor = next((each for each in every if each.get("kind") == "supervisor"), None)
-        if as_json:
-            click.echo(
-                json.dumps({"version": control.VERSION, "mounts": found} | ({"supervisor": supervisor} if supervisor else {}), indent=2)
-            )
-        elif not every:
-            click.echo("isblk: nothing is mounted", err=True)
+        if schema:
+            click.echo(schema_text(), nl=False)
+        elif watch is None:
+            _show(_ask_all(), negotiated, as_json)
         else:
-            told = [describe(supervisor, _age)] if supervisor is not None else []
-            click.echo("\n\n".join([*told, *(_text(mount, negotiated) for mount in found)]))
+            _watch(watch, negotiated, as_json)
+
+
+def schema_text() -> str:
+    """The schema as it is installed."""
+    from importlib.resources import files  # 30 ms
+
+    return files("isblk").joinpath("data/status.schema.json").read_text()
+
+
+def _document(every: list[dict[str, Any]]) -> dict[str, Any]:
+    """What --json prints: the supervisor apart from what it keeps up."""
+    found = [each for each in every if each.get("kind") != "supervisor"]
+    supervisor = next((each for each in every if each.get("kind") == "supervisor"), None)
+    return {"version": control.VERSION, "mounts": found, **({"supervisor": supervisor} if supervisor else {})}
+
+
+def _screen(every: list[dict[str, Any]], negotiated: bool) -> str:
+    """The same for people."""
+    told = _document(every)
+    first = [describe(told["supervisor"], age_text)] if "supervisor" in told else []
+    return "\n\n".join([*first, *(_text(mount, negotiated) for mount in told["mounts"])])
+
+
+def _show(every: list[dict[str, Any]], negotiated: bool, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(_document(every), indent=2))
+    elif not every:
+        click.echo("isblk: nothing is mounted", err=True)
+    else:
+        click.echo(_screen(every, negotiated))
+
+
+def _watch(seconds: float, negotiated: bool, as_json: bool) -> None:
+    """A screen each time where there is one, else a text behind the other, JSON as a line each; Ctrl-C is how this is meant to end."""
+    try:
+        while True:
+            every = _ask_all()
+            if as_json:
+                click.echo(json.dumps({"time": time.time(), **_document(every)}))
+            else:
+                _show_screen(_screen(every, negotiated) or "nothing is mounted", seconds)
+            sys.stdout.flush()
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        pass
+
+
+def _show_screen(text: str, seconds: float) -> None:
+    title = f"isblk status, every {seconds:g} s, {time.strftime('%H:%M:%S')}"
+    if not sys.stdout.isatty():
+        click.echo(f"{title}\n\n{text}\n")
+        return
+    height = get_terminal_size().lines
+    lines = [paint(title, "bright_black"), "", *text.split("\n")]
+    if len(lines) > height:
+        lines[height - 1 :] = [paint(f"and {len(lines) - height + 1} lines more", "bright_black")]
+    # Home, each line cleared to its end, then the rest of the screen: without a blank moment in between. Long lines are cut off.
+    print("\x1b[H\x1b[?7l" + "\x1b[K\n".join(lines) + "\x1b[J\x1b[?7h", end="")
 
 
 def _ask_all() -> list[dict[str, Any]]:
-    found = []
-    for daemon in control.daemons(places().run):
-        try:
-            found.append(control.ask(daemon.path, "status"))
-        except IsblkError as error:
-            click.echo(f"isblk: {error}", err=True)
-    return found
+    answers, failures = control.ask_all(places().run)
+    for failure in failures:
+        click.echo(f"isblk: {failure}", err=True)
+    return [answer for _, answer in answers]
 
 
 def _text(mount: dict[str, Any], negotiated: bool) -> str:
-    devices = mount["devices"]
+    devices = mount.get("devices", ())
+    where, read_only = paint(str(mount.get("where", mount.get("kind", "isblk"))), "bold"), "read-only" if mount.get("read_only") else ""
+    said = (where, mount.get("target", ""), read_only, f"pid {mount['pid']}", f"up {age_text(mount['since'])}" if "since" in mount else "")
     lines = [
-        f"{mount['where']}  {mount['target']}{'  read-only' if mount['read_only'] else ''}  pid {mount['pid']}  up {_age(mount['since'])}",
-        _indented(table(DEVICES, [_device(device) for device in devices])),
-        *map(_indented, _paths(mount)),
+        "  ".join(filter(None, said)),
+        *([_indented(_table(DEVICES, [_device(device) for device in devices]))] if devices else []),
+        *map(_indented, _paths(mount) if devices else ()),
         *(f"  {note}" for note in dict.fromkeys(note for device in devices for note in _notes(device, len(devices) > 1))),
         *map(_indented, _FRONT_ENDS.get(mount.get("kind", "mount"), _nothing)(mount)),
     ]
     if negotiated:
-        for session in mount["sessions"]:
+        for session in mount.get("sessions", ()):
             rows = [(line["key"], line["asked"] or "-", line["agreed"], line["decided"]) for line in session.get("negotiated", ())]
             lines.append(_indented(f"{session['portal']}\n{table(NEGOTIATED, rows)}" if rows else f"{session['portal']}  no session"))
     return "\n".join(lines)
@@ -97,7 +162,7 @@ def _nbd(server: dict[str, Any]) -> Iterator[str]:
     rows = [
         (each["name"], each["lun"], each["wwid"] or "-", "read-only" if each["read_only"] else "read-write") for each in server["exports"]
     ]
-    yield table(EXPORTS, rows)
+    yield _table(EXPORTS, rows)
     yield from _clients(server)
 
 
@@ -121,7 +186,7 @@ _FRONT_ENDS = {"nbd": _nbd, "attach": _attached}
 
 def _clients(server: dict[str, Any]) -> Iterator[str]:
     clients = [_client(each) for each in server["clients"]]
-    yield table(CLIENTS, clients) if clients else "no clients"
+    yield _table(CLIENTS, clients) if clients else "no clients"
 
 
 def _client(client: dict[str, Any]) -> tuple[object, ...]:
@@ -146,7 +211,7 @@ def _paths(mount: dict[str, Any]) -> Iterator[str]:
 def _automount(automount: dict[str, Any]) -> str:
     """One line: is it logged in to, why, and until when."""
     state, count = automount["state"], automount["waiting"]
-    told = [f"automount: {state} for {_age(automount['since'])}"]
+    told = [f"automount: {state} for {age_text(automount['since'])}"]
     if state == "no session":
         told.append("the target is logged in to when the file is used")
     elif state == "logged in":
@@ -163,29 +228,29 @@ def _automount(automount: dict[str, Any]) -> str:
 def _paths_of_one(device: dict[str, Any]) -> Iterator[str]:
     """A path of the only device is a session: one row for both."""
     rows = [(path["portal"], _group(path), path["isid"], *_path(path)) for path in device["paths"]]
-    yield table(PATHS, rows)
+    yield _table(PATHS, rows)
 
 
 def _paths_of_several(mount: dict[str, Any]) -> Iterator[str]:
     """What is the same for every device once, and each device's paths below."""
-    yield table(SESSIONS, [_session(session) for session in mount["sessions"]])
+    yield _table(SESSIONS, [_session(session) for session in mount["sessions"]])
     rows = []
     for device in mount["devices"]:
         for number, path in enumerate(device["paths"]):
             rows.append(("" if number else device["lun"], path["portal"], *_path(path)))
-    yield table(PATHS_OF_LUNS, rows)
+    yield _table(PATHS_OF_LUNS, rows)
 
 
 def _path(path: dict[str, Any]) -> tuple[object, ...]:
     """What differs from device to device. What the target said of a path that is gone holds no more."""
     access = path["access"] if path["state"] not in GONE else "-"
-    return path["state"], _age(path["since"]), access, path["requests"], size_text(path["bytes"]), path["in_flight"]
+    return _state(path), age_text(path["since"]), access, path["requests"], size_text(path["bytes"]), path["in_flight"]
 
 
 def _session(session: dict[str, Any]) -> tuple[object, ...]:
     traffic = session.get("traffic") or {"bytes_sent": 0, "bytes_received": 0}
     moved = size_text(traffic["bytes_sent"]), size_text(traffic["bytes_received"])
-    return session["portal"], _group(session), session["isid"], session["state"], _age(session["since"]), session["logins"], *moved
+    return session["portal"], _group(session), session["isid"], _state(session), age_text(session["since"]), session["logins"], *moved
 
 
 def _group(one: dict[str, Any]) -> object:
@@ -223,16 +288,20 @@ def _device(device: dict[str, Any]) -> tuple[object, ...]:
         counters["write_requests"],
         written,
         counters["flush_requests"],
-        counters["errors"],
+        paint(str(counters["errors"]), "red" if counters["errors"] else None),
         device["in_flight"],
         device["wwid"] or "-",
     )
 
 
-def _age(since: float) -> str:
-    seconds = max(0, int(time.time() - since))
-    days, rest = divmod(seconds, 86400)
-    return f"{days} d {rest // 3600} h" if days else f"{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
+def _state(one: dict[str, Any]) -> str:
+    return paint(one["state"], STATE_COLOURS.get(one["state"]))
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table whose headings stand back where there are colours."""
+    first, *rest = table(headings, rows).split("\n")
+    return "\n".join([paint(first, "bright_black") if has_colours() else first, *rest])
 
 
 def _indented(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from isblk import control
+from isblk import control, notify
 from isblk.cli.options import json_option, log_options
 from isblk.cli.running import errors_as_sentences
 from isblk.cli.supervising import follow, is_started, run_directory, serve, show, started, supervisor, tell_started
@@ -52,7 +52,7 @@ def command(where: tuple[str, ...], path: Path, foreground: bool, log_file: Path
         if foreground:
             if running is not None:
                 raise UsageError(f"a supervisor runs already, process {running.stem}: `isblk reload` lets it follow the table")
-            sys.exit(serve(path, run, names, lambda: None))
+            sys.exit(serve(path, run, names, notify.ready))
         if running is not None:
             control.ask(running, "up", where=names)
         elif not table.entries:

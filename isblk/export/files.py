@@ -8,6 +8,7 @@ regular file. It still behaves as a block device where the two differ and a user
 * opening with O_TRUNC is accepted and ignored, as it is for /dev/sda, so `dd of=FILE` and `cp IMAGE FILE` work (but EBUSY while
   another program has the file open, for a reason of the kernel's that operations.py tells);
 * a write that begins at or beyond the end gets ENOSPC, one that crosses it is short; a read there finds the end of the file;
+* its blocks are those that the disk has allocated, as far as it tells (allocation.py), but never none: GNU tar would not read it;
 * mode and owner stay as they were mounted (EPERM); times are accepted and forgotten (`cp -p`, `touch`), for a disk keeps none.
 """
 
@@ -18,7 +19,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from isblk.errors import RequestInvalid
 
@@ -65,17 +66,30 @@ class Space:
     files: int
 
 
+class Usage(Protocol):
+    """What is known of how much of a disk is allocated (allocation.Allocation is one)."""
+
+    @property
+    def known(self) -> int | None:
+        """Bytes, as far as they are known."""
+
+    def ask(self) -> None:
+        """Somebody wants to know: find out again, if what is known is old."""
+
+
 @dataclass(frozen=True)
 class Details:
     """What is known of a disk beside its bytes.
 
     `labels()` are shown as extended attributes, `user.isblk.` before each name. `lba_status(offset, length)`, in bytes and whole physical
-    blocks, tells what is provisioned (block.mapping.Extent fits); without it everything counts as data. `ready()` returns when the disk is
-    there, for one that comes when it is used: who opens it while its size is not known, 0, has to wait for that.
+    blocks, tells what is provisioned (block.mapping.Extent fits); without it everything counts as data. `usage` sums that up; without it
+    everything counts as allocated. `ready()` returns when the disk is there, for one that comes when it is used: who opens it while its
+    size is not known, 0, has to wait for that.
     """
 
     labels: Callable[[], Mapping[str, str]] = dict
     lba_status: Callable[[int, int], Awaitable[Sequence[Provisioned]]] | None = None
+    usage: Usage | None = None
     ready: Callable[[], Awaitable[None]] | None = None
 
 
@@ -141,7 +155,16 @@ class Volume:
             return Attributes(ROOT, mode, 0, 0, 2, self._owner)
         size = self.size(inode)
         mode = stat.S_IFREG | (0o400 if self.is_read_only(inode) else 0o600)
-        return Attributes(inode, mode, size, -(-size // SECTOR), 1, self._owner)
+        usage = self.details(inode).usage
+        if usage is not None:
+            usage.ask()
+        return Attributes(inode, mode, size, self.blocks(inode), 1, self._owner)
+
+    def blocks(self, inode: int) -> int:
+        """How many blocks of 512 bytes of a file are allocated, as far as is known by now."""
+        size, usage = self.size(inode), self.details(inode).usage
+        allocated = usage.known if usage is not None else None
+        return -(-min(size, max(size if allocated is None else allocated, PREFERRED_BLOCK)) // SECTOR)
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
         """The entry `name` of a directory; ENOTDIR or ENOENT where there is none."""

@@ -54,7 +54,7 @@ async def serve(
     """
     if options.caching is Caching.WRITEBACK:
         mountpoint.remove()
-        raise UsageError("the pyfuse3 engine cannot do -o writeback; use --fuse-engine direct")
+        raise UsageError("the pyfuse3 engine cannot do -o writeback; leave out --fuse-engine pyfuse3")
     waiting = select.poll()  # on /dev/fuse, once it is open
     batch = Batch(lambda: bool(waiting.poll(0)))
     export = FuseExport(volume, counters, batch)

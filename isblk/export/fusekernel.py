@@ -28,6 +28,7 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -41,21 +42,26 @@ from isblk.export.fusesession import Session
 from isblk.export.mountpoint import Mountpoint, device_number, unmount
 from isblk.link.plane import Plane
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
-TURN = 64
+TURN: Final = 64
 """Requests read in one turn, so that the plane's other descriptors have theirs."""
-STOP_GRACE = 2.0
+TURN_BYTES: Final = 1 << 20
+"""Payload of one turn: it goes out while it is in the processor's cache, and the target has work while the next is read. (1 MiB writes at
+depth 8 over TCP, all eight read before the first was sent: 5 to 10 % more CPU.)"""
+STOP_GRACE: Final = 2.0
 """Seconds between taking the mount out of sight and ending it under those who still have it open."""
-SYNC_GRACE = 4.0
+SYNC_GRACE: Final = 4.0
 """Seconds for the kernel to write back what it holds, with -o writeback, before the mount is taken out of sight."""
-RESIZE_SECONDS = 0.25
-"""How often it is looked whether a disk has another size."""
-READ_AHEAD_KIB = 4096
+RESIZE_SECONDS: Final = 0.25
+"""How often it is looked whether a disk has another size, or more or less of it is allocated."""
+TRIM_SECONDS: Final = 5.0
+"""How often memory that was not needed since is let go."""
+READ_AHEAD_KIB: Final = 4096
 """How far the kernel reads ahead in a file that is read in order, where this process may say so (root): several requests of 1 MiB."""
-_NOBODY_WAITS = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED)
+_NOBODY_WAITS: Final = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED)
 """Of a reply: the asker was killed, or the mount has ended."""
-_BDI = Path("/sys/class/bdi")
+_BDI: Final = Path("/sys/class/bdi")
 
 
 class Channel:
@@ -84,14 +90,16 @@ class Channel:
     def ready(self, events: int) -> None:
         """Hot. Read requests until there are no more, none may be taken, or the turn is over; then one kick."""
         session, fileno, readv, buffers, received = self.session, self._fileno, os.readv, self.session.buffers, self.session.received
-        count = 0
+        count = landed = 0
         try:
-            while count < TURN:
+            while count < TURN and landed < TURN_BYTES:
                 landing = buffers()
                 if landing is None:
                     self._watch(False)
                     break
-                received(readv(fileno, landing))
+                length = readv(fileno, landing)
+                received(length)
+                landed += length
                 count += 1
                 if session.open < 2:
                     break
@@ -158,16 +166,16 @@ class Channel:
 
     # ------------------------------------------------------------------ control
 
-    def tell_resized(self) -> bool:
-        """Let the kernel ask again for the size of disks that have changed; whether there were any."""
-        changed = self.session.refresh()
-        for inode in changed:
+    def tell_changed(self) -> bool:
+        """Let the kernel ask again for the attributes of disks that have changed; whether any has another size."""
+        resized = self.session.refresh()
+        for inode in {*resized, *self.session.reallocated()}:
             self.answer(wire.inval_inode(inode))
-        return bool(changed)
+        return bool(resized)
 
     async def resized(self) -> None:
         """Have the kernel know sizes that have changed."""
-        if self.tell_resized() and self.settle is not None:
+        if self.tell_changed() and self.settle is not None:
             await self.settle()
 
     async def forget_pages(self) -> None:
@@ -244,6 +252,7 @@ async def serve(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_report, channel, files, task_status)
             nursery.start_soon(_watch_sizes, channel)
+            nursery.start_soon(_trim, channel)
             if stop is not None:
                 nursery.start_soon(_stop, stop, channel, files)
             await channel.ended.wait()
@@ -287,6 +296,12 @@ async def _watch_sizes(channel: Channel) -> None:
     while True:
         await trio.sleep(RESIZE_SECONDS)
         await channel.resized()
+
+
+async def _trim(channel: Channel) -> None:
+    while True:
+        await trio.sleep(TRIM_SECONDS)
+        channel.session.trim()
 
 
 async def _stop(stop: trio.Event, channel: Channel, files: _Files) -> None:

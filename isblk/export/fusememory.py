@@ -9,26 +9,33 @@ A READ is answered from its *slot*: the data fills whole pages, the reply's head
 write(2).
 
 No slot or no chunk means: read nothing more from the kernel until one comes back (back-pressure).
+
+A payload may be needed for longer than its request, by the journal of writes that are not flushed yet. Its chunk is then *held*: it counts
+in a bound of its own, so that what is held can never be what the next request waits for, and comes back when the last `Hold` is gone.
 """
 
 from __future__ import annotations
 
 import mmap
+from typing import Final
 
 from isblk.export.fusewire import HEAD_LENGTH, MAX_WRITE, OUT_LENGTH, PAGE
 
-CHUNK = MAX_WRITE + (256 << 10)
+CHUNK: Final = MAX_WRITE + (256 << 10)
 """Bytes of a chunk: small payloads go round in so little memory that it stays in the processor's cache."""
-CHUNKS = 48
-"""Chunks at most: 60 MiB."""
-CHUNKS_KEPT = 12
-READ_BUDGET = 64 << 20
+CHUNKS: Final = 48
+"""Chunks at most for requests that are under way: 60 MiB."""
+CHUNKS_HELD: Final = 44
+"""Chunks at most that are held: 55 MiB, more than a journal (64 MiB at most) has when it begins to flush; beyond it, it copies."""
+CHUNKS_KEPT: Final = 12
+"""Free chunks that stay when there was no use for more (`Landing.trim`)."""
+READ_BUDGET: Final = 64 << 20
 """Bytes of reads that may be under way; one is always served."""
-SIZES = (4096, 65536, 262144, MAX_WRITE)
+SIZES: Final = (4096, 65536, 262144, MAX_WRITE)
 """Sizes of slots in bytes."""
-KEPT = {4096: 256, 65536: 32, 262144: 16, MAX_WRITE: 12}
+KEPT: Final = {4096: 256, 65536: 32, 262144: 16, MAX_WRITE: 12}
 """How many free slots of each size are kept, so that a burst does not hold its memory for ever."""
-_HEADER_AT = PAGE - OUT_LENGTH
+_HEADER_AT: Final = PAGE - OUT_LENGTH
 
 
 class Slot:
@@ -75,21 +82,42 @@ class Slots:
 
 
 class Chunk:
-    """Where payloads lie; `users` of them are not done."""
+    """Where payloads lie; `users` of them are not done, `holds` of these because somebody keeps them."""
 
-    __slots__ = ("memory", "users")
+    __slots__ = ("holds", "landing", "memory", "users")
 
-    def __init__(self) -> None:
-        self.memory = memoryview(mmap.mmap(-1, CHUNK))
+    def __init__(self, landing: Landing) -> None:
+        self.landing = landing
+        self.memory = memoryview(mmap.mmap(-1, CHUNK, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self.users = 0
+        self.holds = 0
+
+    def hold(self) -> Hold | None:
+        """Keep the chunk as it is for as long as what is returned is referred to; None when too many are kept so."""
+        return Hold(self) if self.holds or self.landing.may_hold else None
+
+
+class Hold:
+    """A reference to a payload that outlives its request."""
+
+    __slots__ = ("_chunk",)
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._chunk = chunk
+        chunk.landing.held(chunk)
+
+    def __del__(self) -> None:
+        self._chunk.landing.unheld(self._chunk)
 
 
 class Landing:
     """Where the next request lands. `head` is its first 80 bytes, `room` what follows them."""
 
-    def __init__(self, chunks: int = CHUNKS) -> None:
+    def __init__(self, chunks: int = CHUNKS, may_be_held: int = CHUNKS_HELD) -> None:
         self.head = memoryview(bytearray(HEAD_LENGTH))
-        self._left = chunks
+        self._most = self._left = chunks
+        self._may_be_held = may_be_held
+        self._spare = 0
         self._free: list[Chunk] = []
         self._chunk: Chunk | None = None
         self._position = 0
@@ -111,6 +139,11 @@ class Landing:
         return self._buffers
 
     @property
+    def used(self) -> int:
+        """Bytes of chunks that requests use, or that are being filled; what is only held besides is not counted."""
+        return max(0, self._most - self._left) * CHUNK
+
+    @property
     def room(self) -> memoryview:
         """What landed behind the head."""
         return self._buffers[1]
@@ -130,11 +163,40 @@ class Landing:
         chunk.users -= 1
         if not chunk.users and chunk is not self._chunk:
             self._left += 1
-            if len(self._free) < CHUNKS_KEPT:
-                self._free.append(chunk)
+            self._free.append(chunk)
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether one more chunk may be held."""
+        return self._may_be_held > 0
+
+    def held(self, chunk: Chunk) -> None:
+        """Somebody keeps a payload of the chunk."""
+        chunk.users += 1
+        chunk.holds += 1
+        if chunk.holds == 1:
+            self._may_be_held -= 1
+            self._left += 1
+
+    def unheld(self, chunk: Chunk) -> None:
+        """One of those does not keep it any more."""
+        chunk.holds -= 1
+        if not chunk.holds:
+            self._may_be_held += 1
+            self._left -= 1
+        self.give(chunk)
+
+    def trim(self) -> None:
+        """Let go of the free chunks that were not needed since the last call, but for CHUNKS_KEPT: a burst does not hold them for ever."""
+        del self._free[: max(0, min(self._spare, len(self._free)) - CHUNKS_KEPT)]
+        self._spare = len(self._free)
 
     def _another(self) -> Chunk | None:
-        if not self._left:
+        if self._left <= 0:
             return None
         self._left -= 1
-        return self._free.pop() if self._free else Chunk()
+        if not self._free:
+            return Chunk(self)
+        chunk = self._free.pop()
+        self._spare = min(self._spare, len(self._free))
+        return chunk

@@ -10,19 +10,20 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from typing import Final
 
 from isblk.block.request import Device, Provisioned, read, trim, write, zero
 from isblk.errors import IsblkError, RequestInvalid
 from isblk.export.files import Details
 from isblk.export.fusewire import MAX_WRITE, Copy, Fallocate, FallocateMode, Lseek, offset_reply
 
-COPY_MOST = 16 << 20
+COPY_MOST: Final = 16 << 20
 """Bytes copied for one COPY_FILE_RANGE: the caller goes on by itself, and can be interrupted in between."""
-FIRST_WINDOW = 64 << 20
+FIRST_WINDOW: Final = 64 << 20
 """Bytes asked about at once when looking for a hole; doubled with each step, up to LAST_WINDOW."""
-LAST_WINDOW = 1 << 40
-_DEALLOCATED = 1
-_MODES = (
+LAST_WINDOW: Final = 1 << 40
+_DEALLOCATED: Final = 1
+_MODES: Final = (
     FallocateMode.PUNCH_HOLE | FallocateMode.KEEP_SIZE,
     FallocateMode.ZERO_RANGE,
     FallocateMode.ZERO_RANGE | FallocateMode.KEEP_SIZE,

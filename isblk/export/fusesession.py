@@ -30,7 +30,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from isblk.block.request import Device, Op, Request
 from isblk.errors import IsblkError, ProtocolError, RequestFailed, RequestInvalid
@@ -42,17 +42,21 @@ from isblk.export.fusenames import Names
 from isblk.export.fuseoptions import Caching, Counters
 from isblk.export.fusewire import HEAD_LENGTH, MAX_WRITE, OUT_LENGTH, Header, InitFlag, Opcode, OpenFlag, SetattrFlag
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
-OPEN_LIMIT = 512
+OPEN_LIMIT: Final = 512
 """Requests that may be open at once; the kernel itself keeps asynchronous ones to BACKGROUND."""
-BACKGROUND = 64
+KEEP_IN_PLACE: Final = 128 << 10
+"""Bytes of a payload from which on it is not copied for the journal (block/journal.py): 40 % of the CPU time of a 1 MiB write was that."""
+BACKGROUND: Final = 64
 """Asynchronous requests the kernel may have outstanding; its default of 12 would hold libaio and io_uring below the iodepth asked for."""
-LATER = None
+LATER: Final = None
 
-_READ, _WRITE = int(Opcode.READ), int(Opcode.WRITE)
-_OP_READ, _OP_WRITE = Op.READ, Op.WRITE
-_WANTED = (
+_READ: Final = int(Opcode.READ)
+_WRITE: Final = int(Opcode.WRITE)
+_OP_READ: Final = Op.READ
+_OP_WRITE: Final = Op.WRITE
+_WANTED: Final = (
     InitFlag.ASYNC_READ
     | InitFlag.BIG_WRITES
     | InitFlag.DO_READDIRPLUS
@@ -63,7 +67,7 @@ _WANTED = (
     | InitFlag.INIT_EXT
     | InitFlag.DIRECT_IO_ALLOW_MMAP
 )
-_OPEN_FLAGS = {
+_OPEN_FLAGS: Final = {
     Caching.WRITE_THROUGH: OpenFlag(0),  # without KEEP_CACHE: whoever opens a file sees what others have written to the disk by then
     Caching.NONE: OpenFlag.DIRECT_IO | OpenFlag.PARALLEL_DIRECT_WRITES,
     Caching.WRITEBACK: OpenFlag.KEEP_CACHE,
@@ -90,14 +94,15 @@ class Host(Protocol):
 
 
 class _Node:
-    """A disk as the hot road sees it; `size` follows the device's by `Session.refresh`."""
+    """A disk as the hot road sees it; `size`, and the `blocks` that were told to the kernel, follow the device's by `Session.refresh`."""
 
-    __slots__ = ("device", "inode", "size")
+    __slots__ = ("blocks", "device", "inode", "size")
 
-    def __init__(self, inode: int, device: Device) -> None:
+    def __init__(self, inode: int, device: Device, blocks: int) -> None:
         self.inode = inode
         self.device = device
         self.size = device.geometry.size
+        self.blocks = blocks
 
 
 class _Handle:
@@ -120,6 +125,12 @@ class FuseRequest(Request):
     unique: int
     slot: Slot
     chunk: Chunk
+
+    def keep(self) -> tuple[bytes | memoryview, object]:
+        """A large payload stays in its chunk for whoever keeps it; a copy of a small one is cheaper, and the memory around it is used."""
+        assert self.data is not None
+        held = self.chunk.hold() if self.length >= KEEP_IN_PLACE else None
+        return (self.data, held) if held is not None else super().keep()
 
 
 def losses(device: Device) -> int:
@@ -150,8 +161,9 @@ class Session:
         self._cached = caching is not Caching.NONE
         self._slots = slots if slots is not None else Slots()
         self._landing = landing if landing is not None else Landing()
+        self.counters.held = lambda: self._slots.used + self._landing.used
         self._head = self._landing.head
-        self._nodes = {inode: _Node(inode, device) for inode, device in volume.devices.items()}
+        self._nodes = {inode: _Node(inode, device, volume.blocks(inode)) for inode, device in volume.devices.items()}
         self._names = Names(volume)
         self._handles: dict[int, _Handle] = {}
         self._serial = 0
@@ -217,11 +229,22 @@ class Session:
             if self.blocked:
                 self._host.room()
 
+    def trim(self) -> None:
+        """Let go of memory that was not needed since the last call."""
+        self._landing.trim()
+
     def refresh(self) -> list[int]:
         """Take up sizes that have changed; the inodes they belong to, for the kernel to be told."""
         changed = [node for node in self._nodes.values() if node.size != node.device.geometry.size]
         for node in changed:
             node.size = node.device.geometry.size
+        return [node.inode for node in changed]
+
+    def reallocated(self) -> list[int]:
+        """The inodes of disks of which another number of blocks is known to be allocated, for the kernel to be told."""
+        changed = [node for node in self._nodes.values() if node.blocks != self._volume.blocks(node.inode)]
+        for node in changed:
+            node.blocks = self._volume.blocks(node.inode)
         return [node.inode for node in changed]
 
     # ------------------------------------------------------------------ READ
@@ -512,7 +535,7 @@ class Session:
             self._fail(unique, failure)
 
 
-_NO_FAILURE = (errno.ENOSYS, errno.ENOENT, errno.ENODATA, errno.ENOTTY, errno.ENXIO, errno.EOPNOTSUPP)
+_NO_FAILURE: Final = (errno.ENOSYS, errno.ENOENT, errno.ENODATA, errno.ENOTTY, errno.ENXIO, errno.EOPNOTSUPP)
 """Answers to questions, not failures worth counting."""
 
 _Handler = Callable[[Session, Header, bytes], bytes | None]
@@ -522,7 +545,7 @@ def _named(method: Callable[[Names, Header, bytes], bytes]) -> _Handler:
     return lambda session, header, body: method(session._names, header, body)
 
 
-_HANDLERS: dict[int, _Handler] = {
+_HANDLERS: Final[dict[int, _Handler]] = {
     Opcode.INIT: Session._init,
     Opcode.DESTROY: Session._destroy,
     Opcode.INTERRUPT: Session._interrupt,

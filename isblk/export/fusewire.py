@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 from struct import Struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from isblk.errors import ProtocolError
 
-MAJOR = 7
-OLDEST_MINOR = 31
+MAJOR: Final = 7
+OLDEST_MINOR: Final = 31
 """Linux 5.4: max_pages, 64-byte INIT replies and everything else used here without a second form."""
-NEWEST_MINOR = 45
-MAX_WRITE = 1 << 20
+NEWEST_MINOR: Final = 45
+MAX_WRITE: Final = 1 << 20
 """Bytes of data in one READ or WRITE; the kernel counts it in pages (max_pages)."""
-MAX_NAME = 1024
-PAGE = 4096
+MAX_NAME: Final = 1024
+PAGE: Final = 4096
 
 
 class Opcode(IntEnum):
@@ -100,51 +100,51 @@ class FallocateMode(IntFlag):
     ZERO_RANGE = 16
 
 
-BLKGETSIZE64 = 0x80081272
+BLKGETSIZE64: Final = 0x80081272
 """_IOR(0x12, 114, size_t) of linux/fs.h."""
-NOTIFY_INVAL_INODE = 2
-KEEPS_NO_REPLY = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
+NOTIFY_INVAL_INODE: Final = 2
+KEEPS_NO_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
 """Requests that the kernel waits for no answer to; an answer would be an error (INTERRUPT: none is needed)."""
 
-HEADER = Struct("=IIQQIIIHH")  # fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
-TRANSFER = Struct("=IIQQ16xQQII8xI4x")
+HEADER: Final = Struct("=IIQQIIIHH")  # fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
+TRANSFER: Final = Struct("=IIQQ16xQQII8xI4x")
 """Header and fuse_read_in or fuse_write_in in one: len, opcode, unique, nodeid; fh, offset, size, read_flags or write_flags, flags."""
-HEAD_LENGTH = TRANSFER.size
+HEAD_LENGTH: Final = TRANSFER.size
 """Bytes ahead of a WRITE's payload, which READ has as well."""
-OUT = Struct("=IiQ")
+OUT: Final = Struct("=IiQ")
 """fuse_out_header: len, error, unique."""
-OUT_LENGTH = OUT.size
-WRITTEN = Struct("=IiQII")
+OUT_LENGTH: Final = OUT.size
+WRITTEN: Final = Struct("=IiQII")
 """The reply to a WRITE: header, bytes written, padding."""
 
-_INIT_IN = Struct("=IIII")
-_INIT_IN_EXT = Struct("=IIIII44x")
-_INIT_OUT = Struct("=IIIIHHIIHHI28x")
-_GETATTR_IN = Struct("=IIQ")
-_SETATTR_IN = Struct("=IIQQ8x24x12xI4xII4x")
-_OPEN_IN = Struct("=II")
-_RELEASE_IN = Struct("=QIIQ")
-_FSYNC_IN = Struct("=QII")
-_GETXATTR_IN = Struct("=II")
-_READDIR_IN = Struct("=QQIIQII")
-_FALLOCATE_IN = Struct("=QQQII")
-_LSEEK_IN = Struct("=QQII")
-_COPY_IN = Struct("=QQQQQQQ")
-_IOCTL_IN = Struct("=QIIQII")
-_STATX_IN = Struct("=IIQII")
-_ATTR = Struct("=QQQQQQIIIIIIIIII")
-_ATTR_HEAD = Struct("=QII")
-_ENTRY_HEAD = Struct("=QQQQII")
-_OPEN_OUT = Struct("=QIi")
-_STATFS_OUT = Struct("=QQQQQIII28x")
-_XATTR_OUT = Struct("=II")
-_DIRENT = Struct("=QQII")
-_OFFSET_OUT = Struct("=Q")
-_COPIED_OUT = Struct("=II")
-_IOCTL_OUT = Struct("=iIII")
-_STATX_OUT = Struct("=QII16xIIQIIIHxxQQQQ" + "qIi" * 4 + "16x112x")
-_INVAL_INODE = Struct("=IiQQqq")
-STATX_BASIC_AND_BIRTH = 0xFFF
+_INIT_IN: Final = Struct("=IIII")
+_INIT_IN_EXT: Final = Struct("=IIIII44x")
+_INIT_OUT: Final = Struct("=IIIIHHIIHHI28x")
+_GETATTR_IN: Final = Struct("=IIQ")
+_SETATTR_IN: Final = Struct("=IIQQ8x24x12xI4xII4x")
+_OPEN_IN: Final = Struct("=II")
+_RELEASE_IN: Final = Struct("=QIIQ")
+_FSYNC_IN: Final = Struct("=QII")
+_GETXATTR_IN: Final = Struct("=II")
+_READDIR_IN: Final = Struct("=QQIIQII")
+_FALLOCATE_IN: Final = Struct("=QQQII")
+_LSEEK_IN: Final = Struct("=QQII")
+_COPY_IN: Final = Struct("=QQQQQQQ")
+_IOCTL_IN: Final = Struct("=QIIQII")
+_STATX_IN: Final = Struct("=IIQII")
+_ATTR: Final = Struct("=QQQQQQIIIIIIIIII")
+_ATTR_HEAD: Final = Struct("=QII")
+_ENTRY_HEAD: Final = Struct("=QQQQII")
+_OPEN_OUT: Final = Struct("=QIi")
+_STATFS_OUT: Final = Struct("=QQQQQIII28x")
+_XATTR_OUT: Final = Struct("=II")
+_DIRENT: Final = Struct("=QQII")
+_OFFSET_OUT: Final = Struct("=Q")
+_COPIED_OUT: Final = Struct("=II")
+_IOCTL_OUT: Final = Struct("=iIII")
+_STATX_OUT: Final = Struct("=QII16xIIQIIIHxxQQQQ" + "qIi" * 4 + "16x112x")
+_INVAL_INODE: Final = Struct("=IiQQqq")
+STATX_BASIC_AND_BIRTH: Final = 0xFFF
 
 
 class Header(NamedTuple):

@@ -12,6 +12,7 @@ import shutil
 import stat
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +119,19 @@ def unmount(text: str | os.PathLike[str], lazy: bool = False, force: bool = Fals
         raise UsageError(f"only root can unmount {path} by force")
     else:
         _fusermount(path, lazy)
+
+
+def clear_dead(text: str | os.PathLike[str]) -> None:
+    """Take away the mount of a daemon that was killed: nobody can use it any more, and nothing can be mounted there while it is.
+
+    Asked by statfs(2), which always goes to the daemon, and waits for one that hangs: what stat(2) says may be from before it died.
+    """
+    try:
+        os.statvfs(text)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            with suppress(UsageError):
+                unmount(text, lazy=True)
 
 
 def make_read_only(text: str | os.PathLike[str]) -> bool:

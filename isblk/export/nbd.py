@@ -98,8 +98,8 @@ class ClientStatus:
 
 
 class NbdServer:
-    """Exports served to whoever connects. `last_client_gone` is set when the last client that had chosen an export has gone; `on_gone` is
-    called for each client that goes.
+    """Exports served to whoever connects. `last_client_gone` is set when the last client that had chosen an export has gone; `on_opened` is
+    called for each client that has chosen an export, `on_gone` for each that goes.
 
     Everything here is called on the plane's thread, between two checkpoints. Raises UsageError for TLS files that cannot be used.
     """
@@ -118,6 +118,7 @@ class NbdServer:
         self.exports = exports
         self.context = None if tls is None else tls.context()
         self.last_client_gone = trio.Event()
+        self.on_opened: Callable[[Client, str], None] | None = None
         self.on_gone: Callable[[Client], None] | None = None
         self.accepted = 0
         self.refused = 0
@@ -221,6 +222,8 @@ class NbdServer:
         if agreed is None or export is None:
             raise AssertionError("a handshake ended with an export that does not exist")
         _log.info("NBD client %s uses export %s, %s replies", client.address, export.name, agreed.replies.name)
+        if self.on_opened is not None:
+            self.on_opened(client, export.name)
         session = Session(export.gate, self.memory, client, agreed.replies, read_only=self._read_only, allocation=agreed.allocation)
         session.closing = self._closing
         return Opened(session, partial(self._block_status, export))

@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -27,21 +27,21 @@ from isblk.export.nbdsession import Session
 from isblk.export.nbdtls import TlsSocket
 from isblk.link.plane import WRITABLE, Plane
 
-RECEIVES = 8
+RECEIVES: Final = 8
 """Receives of one turn."""
-SENDS = 16
+SENDS: Final = 16
 """Sends of one turn: a client that reads as fast as we send would never let it end."""
-PIECES = 1024
+PIECES: Final = 1024
 """Buffers one sendmsg takes (UIO_MAXIOV)."""
-SEND_BUFFER = 1 << 20
+SEND_BUFFER: Final = 1 << 20
 """Bytes of replies that the kernel may hold for a client; it gives no more than net.core.wmem_max, doubled."""
-HANDSHAKE_SECONDS = 10.0
+HANDSHAKE_SECONDS: Final = 10.0
 """How long a client may take to choose an export, TLS included."""
-HANDSHAKE_CHUNK = 4096
+HANDSHAKE_CHUNK: Final = 4096
 """Bytes received at a time before an export is chosen."""
 
-_GONE = select.EPOLLHUP | select.EPOLLERR
-_log = logging.getLogger(__name__)
+_GONE: Final = select.EPOLLHUP | select.EPOLLERR
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,14 @@ class Server(Protocol):
 
 
 class Client:
-    """A connected client; `address` for people."""
+    """A connected client; `address` for people, and `why` it has gone when it has."""
 
     def __init__(self, server: Server, sock: socket.socket, address: str, handshake: Handshake) -> None:
         self.address = address
         self.handshake = handshake
         self.session: Session | None = None
         self.ended = False
+        self.why = ""
         self.leaving = False
         self.stuck = False
         self.deadline = trio.current_time() + HANDSHAKE_SECONDS
@@ -170,6 +171,7 @@ class Client:
         if self.ended:
             return
         self.ended = True
+        self.why = why
         _log.info("NBD client %s has gone: %s", self.address, why)
         self._plane.unregister(self._fileno)
         if self._tls is not None:

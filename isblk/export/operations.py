@@ -84,6 +84,8 @@ class FuseExport(pyfuse3.Operations):
         self._losses_seen: dict[int, int] = {}
         self._closed = trio.Event()
         self._pool = BufferPool()
+        self._held = 0
+        self.counters.held = lambda: self._held
         self._batch = batch if batch is not None else Batch()
 
     def init(self) -> None:
@@ -188,12 +190,15 @@ class FuseExport(pyfuse3.Operations):
         """Submit and sleep until `done`; the error leaves as FUSEError."""
         counters = self.counters
         counters.in_flight += 1
+        held = request.length if request.data is not None else 0
+        self._held += held
         device.submit(request)
         self._batch.submitted(device, last=counters.in_flight >= TASKS)
         if not request.finished:
             request.task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(_keep_waiting)
         counters.in_flight -= 1
+        self._held -= held
         if request.error is not None:
             self._fail(request.error)
 

@@ -19,6 +19,11 @@ class Waiting(Request):
         super().__init__(op, offset, length, data, fua, _wake)
         self.task: trio.lowlevel.Task | None = None
 
+    def keep(self) -> tuple[bytes | memoryview, object]:
+        """Not a copy: pyfuse3 makes an object of its own of each write."""
+        assert self.data is not None and self.data.readonly
+        return self.data, None
+
 
 def _wake(request: Request) -> None:
     assert isinstance(request, Waiting)

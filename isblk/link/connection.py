@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -26,15 +26,15 @@ from isblk.iscsi.text import decode_pairs, encode_pairs
 from isblk.link.plane import WRITABLE, Plane
 from isblk.link.sweeper import SWEEP_SECONDS, Sweeper, Timing
 
-PIECES = 1024
+PIECES: Final = 1024
 """Buffers one sendmsg takes (UIO_MAXIOV)."""
-RECEIVES = 16
+RECEIVES: Final = 16
 """Receives of one turn, so that a fast target cannot keep the plane's other descriptors waiting."""
-SENDS = 16
+SENDS: Final = 16
 """Sends of one turn, likewise: a peer that reads as fast as we send would never let it end."""
-LONGEST_WAIT = 3600
+LONGEST_WAIT: Final = 3600
 """Seconds of Time2Wait believed: the most that can be negotiated (13.15)."""
-_LINGER_RESET = struct.pack("ii", 1, 0)
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,10 @@ class Tap(Protocol):
 
 
 class Connection:
-    """A logged-in connection. `closed` is set when it has ended, `error` then says why (None after a clean logout)."""
+    """A logged-in connection. `closed` is set when it has ended, `error` then says why (None after a clean logout).
+
+    `fault` is the kind of the error that ended it: a wrong digest is a lost path for everybody else.
+    """
 
     def __init__(
         self,
@@ -89,6 +92,7 @@ class Connection:
         self.traffic = Traffic()
         self.closed = trio.Event()
         self.error: IsblkError | None = None
+        self.fault = ""
         self.events: list[AsyncMessage] = []
         self._plane = plane
         self._socket = sock
@@ -157,6 +161,7 @@ class Connection:
         """End the connection now with a reset; every open task finishes with PathLost. Harmless when it has ended."""
         if self.closed.is_set():
             return
+        self.fault = error.kind
         if isinstance(error, ProtocolError):
             error = PathLost(f"{self.portal} broke the protocol, so the session was dropped: {error}")
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -76,12 +77,15 @@ class Owner(Protocol):
     def reinstated(self, keeper: Keeper) -> None:
         """The target has ended the sessions this slot had before, and their tasks."""
 
+    def refused(self, keeper: Keeper, error: IsblkError) -> None:
+        """A login has failed, or `prepare` has; not told again while the reason stays the same."""
+
     def siblings(self, keeper: Keeper) -> Sequence[Portal]:
         """Other portals of the keeper's portal group."""
 
 
 class Keeper:
-    """One path slot. `phase`, `since` (seconds since 1970) and `reason` are for status."""
+    """One path slot. `phase`, `since` (seconds since 1970) and `reason` are for status; `ends` counts sessions by what ended them."""
 
     def __init__(
         self, plane: Plane, portal: Portal, target_name: str, access: Access, owner: Owner, back_off: BackOff | None = None
@@ -95,6 +99,7 @@ class Keeper:
         self.portal_group = portal.tpgt
         self.logins = 0
         self.failures = 0
+        self.ends: Counter[str] = Counter()
         self._plane = plane
         self._target_name = target_name
         self._owner = owner
@@ -136,6 +141,12 @@ class Keeper:
         if phase is not self.phase or reason != self.reason:
             self.phase, self.reason, self.since = phase, reason, time.time()
 
+    def _refused(self, phase: Phase, error: IsblkError) -> None:
+        is_news = (phase, str(error)) != (self.phase, self.reason)
+        self._become(phase, str(error))
+        if is_news:
+            self._owner.refused(self, error)
+
     async def _reach(self) -> Connection:
         """Log in, however long it takes."""
         access = self._hasty() if self._unended and self._owner.siblings(self) else self.access
@@ -146,7 +157,7 @@ class Keeper:
             except IsblkError as error:
                 self.failures += 1
                 self._step += 1
-                self._become(Phase.DOWN, str(error))
+                self._refused(Phase.DOWN, error)
                 _log.info("%s", error, extra={"portal": self.portal})
                 access = self.access
                 await self._reinstate_elsewhere()
@@ -197,13 +208,13 @@ class Keeper:
             await self._owner.prepare(self, connection)
         except PathLost as error:
             self._step += 1
-            self._become(Phase.DOWN, str(error))
+            self._refused(Phase.DOWN, error)
             return
         except IsblkError as error:
             self._step = len(self._back_off.delays())
             if self.phase is not Phase.WRONG:
                 _log.error("%s is not used: %s", self.portal, error, extra={"portal": self.portal})
-            self._become(Phase.WRONG, str(error))
+            self._refused(Phase.WRONG, error)
             return
         await self._live(connection)
 
@@ -224,6 +235,7 @@ class Keeper:
         error = connection.error
         if error is not None:
             self._unended.add(connection.session.login.tpgt)
+            self.ends[connection.fault or error.kind] += 1
         self._wait = connection.time2wait
         if was_up:
             told = error or PathLost(f"the session to {self.portal} was logged out", sent=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from isblk.errors import IsblkError, PathLost
 from isblk.iscsi import pdu
@@ -16,10 +16,10 @@ from isblk.iscsi.names import Portal
 from isblk.iscsi.session import Session
 from isblk.iscsi.task import Exchange, Task
 
-SWEEP_SECONDS = 0.25
+SWEEP_SECONDS: Final = 0.25
 """How often deadlines are looked at; detection is late by at most two of these."""
 
-_GONE = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)
+_GONE: Final = (pdu.TaskManagementResponse.COMPLETE, pdu.TaskManagementResponse.TASK_DOES_NOT_EXIST)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ command line: it is that of the table's entry, or (with other options) one that 
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -191,7 +190,7 @@ class Processes:
         """See Hands. What a mount left whose daemon was killed is taken away first."""
         if entry.kind is Kind.FUSE:
             with trio.move_on_after(LOOK_DEADLINE):
-                await trio.to_thread.run_sync(_clear_dead_mount, entry.where, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(mountpoint.clear_dead, entry.where, abandon_on_cancel=True)
         environment = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
         process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once, and trio's own would end the child with this task
             [sys.executable, "-P", "-m", "isblk", *entry.command()],
@@ -226,16 +225,6 @@ def _check_unused(where: str) -> None:
     if users:
         more = f" and {len(users) - 1} more" if len(users) > 1 else ""
         raise UsageError(f"{where} is {users[0]}{more}: end that first, or force it and lose what is not written back")
-
-
-def _clear_dead_mount(where: str) -> None:
-    """Asked by statfs(2), which always goes to the daemon: what stat(2) says may be remembered from before it died."""
-    try:
-        os.statvfs(where)
-    except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            with suppress(UsageError):
-                mountpoint.unmount(where, lazy=True)
 
 
 def serving(entry: Entry, run: Path) -> tuple[int, Differs]:

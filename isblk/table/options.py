@@ -140,6 +140,7 @@ _ALL = (
     ),
     Option("noop-timeout", Value("at least 1 second", "5", _number(1, 999999)), "--noop-timeout"),
     Option("fence", _one_of("strict", "fast"), "--fence"),
+    Option("queue-depth", Value("a number of requests, 1 or more", "32", _number(1, 99999, whole=True)), "--queue-depth"),
     Option("shared", None, "--shared"),
 )
 

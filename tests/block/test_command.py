@@ -21,6 +21,7 @@ class FakeUnit:
     """Notes what commands tell their unit."""
 
     lun = bytes(8)
+    retries = 0
 
     def __init__(self, *script: Answer | None) -> None:
         disk = FakeDisk()
@@ -58,6 +59,15 @@ class FakeUnit:
         self.link.submit(kind(self, cdb, request, data))
         self.link.kick()
         return request
+
+
+def test_commands_that_are_sent_once_more_are_counted() -> None:
+    unit = FakeUnit(attention(0x29, 0x00), BUSY)
+    unit.run(Transfer)
+    assert unit.retries == 1
+    (_, again) = unit.link.timers.pop()
+    again()
+    assert unit.retries == 2
 
 
 def error_of(request: Request) -> RequestFailed:

@@ -247,3 +247,38 @@ def test_flushes_that_finish_out_of_order_do_not_uncover_anything() -> None:
     device.complete(device.pending.index(second))
     device.complete(device.pending.index(first))
     assert gate.unflushed == 0
+
+
+# ------------------------------------------------------------------------------------------------------------------ time and errors
+
+
+def test_requests_are_timed_by_operation_and_failed_ones_counted_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("isblk.block.gate.monotonic", lambda: now)
+    device = MemoryDevice(SIZE, hold=True)
+    gate = Gate(device)
+    for op, seconds in ((Op.READ, 0.001), (Op.WRITE, 0.002), (Op.FLUSH, 0.003)):
+        request = asked(gate, op, length=0 if op is Op.FLUSH else 512)
+        now += seconds
+        device.pending.pop().finish()
+        assert request.error is None
+    asked(gate, Op.READ)
+    device.pending.pop().finish(RequestFailed("the medium is bad"))
+    asked(gate, Op.READ, SIZE)
+    found = gate.latencies()
+    assert {op: each["buckets"] for op, each in found.items()} == {"read": {"1000": 1}, "write": {"2000": 1}, "flush": {"3000": 1}}
+    assert gate.counters.error_kinds == {"failed": 1, "invalid": 1} and gate.counters.errors == 2
+
+
+def test_of_many_requests_few_are_timed_and_those_stand_for_all() -> None:
+    gate = Gate(MemoryDevice(SIZE))
+    for _ in range(5000):
+        asked(gate, Op.READ)
+    told = gate.latencies()["read"]
+    assert told["samples"] < 500 and 4000 < told["requests"] <= 5000
+    for _ in range(10):
+        gate.tick()
+    asked(gate, Op.READ)
+    asked(gate, Op.READ)
+    told = gate.latencies()["read"]
+    assert told["requests"] == 5002, "all of them, as soon as one is timed again"

@@ -60,3 +60,31 @@ def test_a_mark_outlives_clearing() -> None:
     journal.append(change(2))
     journal.settle(mark)
     assert len(journal) == 1
+
+
+class Lent(Request):
+    """A front end that lets the journal have its memory: `owners` are told when nobody refers to it any more."""
+
+    def keep(self) -> tuple[bytes | memoryview, object]:
+        assert self.data is not None
+        return self.data, Owner()
+
+
+class Owner:
+    gone = 0
+
+    def __del__(self) -> None:
+        Owner.gone += 1
+
+
+@pytest.mark.source_form("has a kind of Request of its own")
+def test_memory_that_is_lent_is_lent_until_the_change_is_done_again_too() -> None:
+    Owner.gone = 0
+    journal, data = Journal(), memoryview(bytearray(b"x" * 512))
+    journal.append(Lent(Op.WRITE, 0, 512, data))
+    (again,) = [entry.request() for entry in journal]
+    assert again.data is not None and again.data.obj is data.obj and journal.bytes == 512 + OVERHEAD
+    journal.clear()
+    assert not Owner.gone, "it is on its way"
+    del again
+    assert Owner.gone == 1

@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from isblk.block.choose import NoPathRetry, PathState, Policy
 from isblk.block.policies import FencePolicy
 from isblk.block.request import Op, Request
-from isblk.errors import PathLost, RequestFailed
+from isblk.errors import NoPath, PathLost, RequestFailed
 from isblk.scsi.data import AccessState
 from support.fakepaths import BLOCK, BLOCKS, FakeUnit, Rig, Store, aborted, unusable
 
@@ -97,7 +97,7 @@ async def test_without_a_path_requests_wait_then_fail_once_and_the_device_comes_
         rig.device.tick(trio.current_time() + 9.9)
         assert rig.finished == []
         rig.device.tick(trio.current_time() + 10)
-        assert {type(request.error) for request in (writing, reading, flushing)} == {RequestFailed}
+        assert {type(request.error) for request in (writing, reading, flushing)} == {NoPath}
         assert isinstance(rig.read(1).error, RequestFailed), "and at once from now on"
         unit = rig.up(0)
         newer = rig.write(1, 8)

@@ -10,6 +10,7 @@ import pytest
 
 from isblk.block.choose import PathState
 from isblk.block.path import FLAP_SECONDS, FLAPS, Path, port_group
+from isblk.errors import PathLost, RequestFailed
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.keeper import Phase
 from isblk.scsi.data import AccessState
@@ -24,7 +25,8 @@ def path(phase: Phase = Phase.UP, reason: str = "") -> Path:
 
 def test_status_is_plain_and_whole() -> None:
     one = path()
-    one.unit = cast(Any, object())
+    one.unit = cast(Any, SimpleNamespace(retries=2))
+    one.retries = 1
     one.become(PathState.UP)
     one.in_flight, one.bytes = 2, 4096
     found = one.status()
@@ -134,3 +136,31 @@ def test_the_depth_of_a_full_path_goes_down_by_a_quarter_and_up_by_an_eighth() -
     for _ in range(100):
         path.raise_depth()
     assert path.depth is None and not path.is_full
+
+
+def test_what_was_timed_stands_for_every_request_that_was_counted() -> None:
+    path, timed = Path(0, cast(Any, None)), 0
+    for _ in range(10_000):
+        path.requests += 1
+        if not path.requests % path.every:
+            path.finished(4096, 0.001, path.sample())
+            timed += 1
+    told = path.latency.as_dict()
+    assert timed == told["samples"] < 1000 and 9000 < told["requests"] <= 10_000
+    assert list(told["buckets"]) == ["1000"] and told["seconds"] == pytest.approx(told["requests"] / 1000)
+    for _ in range(12):
+        path.tick()
+    assert path.every == 1
+
+
+def test_one_that_is_timed_for_the_rate_alone_is_not_in_the_histogram() -> None:
+    path = Path(0, cast(Any, None))
+    path.finished(4096, 0.001)
+    assert path.service_rate and not path.latency.samples
+
+
+def test_errors_are_counted_by_kind() -> None:
+    path = Path(0, cast(Any, None))
+    for error in (PathLost("it is gone"), RequestFailed("the medium is bad"), PathLost("gone again")):
+        path.failed(error)
+    assert (path.errors, path.error_kinds, path.last_error) == (3, {"lost": 2, "failed": 1}, "gone again")

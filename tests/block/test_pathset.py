@@ -17,7 +17,7 @@ from isblk.block.pathset import PathSet, WrongUnit
 from isblk.block.policies import Policies
 from isblk.block.probe import Description, probe
 from isblk.block.request import Op, Request
-from isblk.errors import IsblkError, PathLost
+from isblk.errors import IsblkError, PathLost, Unreachable
 from isblk.iscsi.names import Portal
 from isblk.iscsi.task import Task
 from isblk.link.keeper import Phase
@@ -308,6 +308,45 @@ async def test_what_units_announce(autojump_clock: object, monkeypatch: pytest.M
 
 def test_times() -> None:
     assert pathset.TICK_SECONDS < pathset.TRANSITION_SECONDS <= pathset.STANDBY_SECONDS
+
+
+@pytest.mark.logs("path .* is down", "path .* is up", "has grown")
+async def test_what_happens_to_sessions_paths_and_sizes_is_told(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig, disk = Rig(nursery), identified()
+        device = await rig.device(disk)
+        session = await rig.up(0, disk)
+        rig.down(0, PathLost("logged out", sent=False))
+        session = await rig.up(0, disk)
+        disk.blocks *= 2
+        await rig.paths.refresh(device)
+        rig.down(0)
+        keeper = rig.keeper(0)
+        rig.paths.refused(keeper, Unreachable("it cannot be reached"))
+        keeper.phase = Phase.WRONG
+        rig.paths.refused(keeper, WrongUnit("it is another unit"))
+        nursery.cancel_scope.cancel()
+    events = rig.paths.events.after(0, 99)[0]
+    assert [event["kind"] for event in events] == [
+        *("login", "path-up", "logout", "path-down", "no-path"),
+        *("login", "path-up", "resized", "session-lost", "path-down", "no-path", "login-failed", "wrong-unit"),
+    ]
+    assert {event.get("path") for event in events if event["kind"] not in ("no-path", "resized")} == {"192.0.2.0:3260"}
+    (resized,) = [event for event in events if event["kind"] == "resized"]
+    assert (resized["lun"], resized["after"]) == (0, 2 * resized["before"])
+    assert [event["error"] for event in events[-2:]] == ["unreachable", "not-found"]
+    assert session.left == []
+
+
+async def test_time_goes_by_for_the_gates_too(autojump_clock: object) -> None:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery)
+        ticks: list[float] = []
+        rig.paths.gates.append(cast(Any, SimpleNamespace(tick=lambda: ticks.append(trio.current_time()))))
+        nursery.start_soon(rig.paths.tick)
+        await trio.sleep(1.1)
+        nursery.cancel_scope.cancel()
+    assert len(ticks) == 4
 
 
 async def test_policies_are_those_of_every_device_that_is_there_or_comes(autojump_clock: object) -> None:

@@ -47,7 +47,7 @@ def test_the_page_cache_is_chosen_by_an_option() -> None:
     assert _caching({"writeback", "allow_other"}, Engine.DIRECT) is Caching.WRITEBACK
     with pytest.raises(UsageError, match="contradict each other"):
         _caching({"writeback", "direct_io"}, Engine.DIRECT)
-    with pytest.raises(UsageError, match="--fuse-engine direct"):
+    with pytest.raises(UsageError, match="leave out --fuse-engine pyfuse3"):
         _caching({"writeback"}, Engine.PYFUSE3)
 
 
@@ -90,9 +90,9 @@ def portals() -> Iterator[TargetProcess]:
 def test_engine_and_caching_reach_the_mount(run: Run, asked: Asked, tmp_path: Path) -> None:
     run("mount", "-f", "-p", "h", NAME, tmp_path / "disk")
     assert asked.spec is not None
-    assert (asked.spec.engine, asked.spec.caching) == (Engine.PYFUSE3, Caching.WRITE_THROUGH)
-    run("mount", "-f", "-p", "h", NAME, tmp_path / "disk", "--fuse-engine", "direct", "-o", "direct_io,ro")
-    assert (asked.spec.engine, asked.spec.caching, asked.spec.read_only) == (Engine.DIRECT, Caching.NONE, True)
+    assert (asked.spec.engine, asked.spec.caching) == (Engine.DIRECT, Caching.WRITE_THROUGH)
+    run("mount", "-f", "-p", "h", NAME, tmp_path / "disk", "--fuse-engine", "pyfuse3", "-o", "direct_io,ro")
+    assert (asked.spec.engine, asked.spec.caching, asked.spec.read_only) == (Engine.PYFUSE3, Caching.NONE, True)
     run("mount", "-f", "-p", "h", NAME, tmp_path / "disk", "--fuse-engine", "other", code=2)
 
 

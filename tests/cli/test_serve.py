@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,6 @@ import pytest
 from click.testing import Result
 
 from isblk import cli
-from isblk.cli import serve
-from isblk.export import mountpoint
 
 Run = Callable[..., Result]
 NAME = "iqn.2001-05.com.example:disks"
@@ -80,17 +77,3 @@ def test_sockets_of_systemd_take_the_place_of_its_own(run: Run, table: Path, cal
 def test_what_is_wrong_with_the_line_is_told(run: Run, table: Path, called: list[list[str]], where: str, code: int, sentence: str) -> None:
     assert sentence in run("serve", "-f", table, where, code=code).stderr
     assert not called
-
-
-@pytest.mark.parametrize(("number", "cleared"), [(errno.ENOTCONN, True), (errno.ECONNABORTED, True), (errno.ENOENT, False), (None, False)])
-def test_only_a_dead_mount_is_cleared_away(monkeypatch: pytest.MonkeyPatch, number: int | None, cleared: bool) -> None:
-    def statvfs(_path: str) -> None:
-        if number is not None:
-            raise OSError(number, os.strerror(number))
-
-    asked: list[tuple[str, bool]] = []
-    monkeypatch.setattr(os, "statvfs", statvfs)
-    monkeypatch.setattr(mountpoint, "unmount", lambda path, lazy: asked.append((path, lazy)))
-    serve._clear("/mnt/lun0")
-    monkeypatch.undo()
-    assert asked == ([("/mnt/lun0", True)] if cleared else [])

@@ -250,6 +250,42 @@ def test_a_block_device_with_its_connections(run: Run, told: Told) -> None:
     assert "2 connections, 3 replaced, timeout 300 s" in lines(run)[5]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5, "0:00:05"), (3725, "1:02:05"), (-9, "0:00:00"), (200000, "2 d 7 h")])
-def test_age(seconds: int, text: str) -> None:
-    assert cli._age(time.time() - seconds - 0.3) == text
+# ------------------------------------------------------------------------------------------------------------------ again and again
+
+
+def interrupted_after(monkeypatch: pytest.MonkeyPatch, turns: int) -> None:
+    def sleep(seconds: float) -> None:
+        nonlocal turns
+        turns -= 1
+        assert seconds in (0.5, cli.WATCH_SECONDS)
+        if not turns:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.time, "sleep", sleep)
+
+
+def test_watching_without_a_terminal_is_one_text_behind_the_other(run: Run, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    told(SINGLE)
+    interrupted_after(monkeypatch, 3)
+    said = run("status", "--watch").stdout
+    assert said.count("isblk status, every 2 s") == said.count("/home/me/disk") == 3 and "\x1b" not in said
+
+
+def test_watching_as_json_is_a_line_each(run: Run, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    told(SINGLE)
+    interrupted_after(monkeypatch, 2)
+    lines = [json.loads(line) for line in run("status", "--watch", "0.5", "--json").stdout.splitlines()]
+    assert [line["mounts"][0]["pid"] for line in lines] == [4242, 4242] and lines[0]["time"] <= lines[1]["time"]
+
+
+def test_the_schema_is_printed_without_asking_anybody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "daemons", None)
+    printed = json.loads(run("status", "--schema").stdout)
+    assert printed["properties"]["version"] == {"const": control.VERSION}
+
+
+def test_a_kind_of_daemon_that_is_not_known_is_shown_as_far_as_it_goes(run: Run, told: Told) -> None:
+    told({"pid": 9, "kind": "something", "since": 0.0})
+    assert lines(run) == ["something pid 9 up 1 d 1 h"]
+    told({"pid": 9})
+    assert lines(run, "--negotiated") == ["isblk pid 9"]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from types import SimpleNamespace
+
 import pytest
 
-from isblk.cli.text import size_text, table
+from isblk.cli.text import age_text, has_colours, paint, size_text, table
 
 
 @pytest.mark.parametrize(
@@ -34,3 +38,23 @@ def test_a_table_aligns_columns_and_changes_no_cell() -> None:
 
 def test_a_table_without_rows_is_its_headings() -> None:
     assert table(("LUN", "TYPE"), []).split() == ["LUN", "TYPE"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:00:05"), (3725, "1:02:05"), (-9, "0:00:00"), (200000, "2 d 7 h")])
+def test_age(seconds: int, text: str) -> None:
+    assert age_text(time.time() - seconds - 0.3) == text
+
+
+@pytest.mark.parametrize(
+    ("terminal", "no_color", "term", "coloured"),
+    [(True, "", "xterm", True), (False, "", "xterm", False), (True, "1", "xterm", False), (True, "", "dumb", False)],
+)
+def test_colours_are_for_terminals_that_want_them(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, no_color: str, term: str, coloured: bool
+) -> None:
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: terminal))
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", term)
+    assert has_colours() is coloured
+    assert paint("up", "green") == ("\x1b[32mup\x1b[0m" if coloured else "up")
+    assert paint("up", None) == "up" and paint("", "red") == ""

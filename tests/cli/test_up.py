@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,13 @@ def test_a_supervisor_in_the_foreground_is_the_only_one(processes: Processes, ta
     assert f"the supervisor that runs, process {first.pid}, keeps {table}" in done.stderr
     assert processes.run(isblk("up", "-f", table)).stdout == ""
     assert first.stop() == 0
+
+
+def test_a_supervisor_in_the_foreground_tells_a_service_manager_that_it_is_ready(processes: Processes, table: Path, tmp_path: Path) -> None:
+    table.write_text(f"{NAME} /srv/lun0 fuse portal=a,noauto\n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        running = processes.start(isblk("up", "-f", table, "--foreground"), env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        assert manager.recv(100) == b"READY=1"
+        assert running.stop() == 0

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from support import fusedaemon
+from support.exerciser import Exerciser
 from support.fusedaemon import GRANULE, Plan, mounted
 from support.mounts import Mounts
 from support.waiting import until
@@ -89,6 +90,17 @@ def test_random_work_of_fio_is_verified(place: str, variant: str, tmp_path: Path
                 f"--aux-path={tmp_path}",
             ]
             run("fio", *job)
+        mount.unmount()
+
+
+@pytest.mark.parametrize("zero_unmaps", [True, False])
+def test_every_way_to_use_the_file_agrees_with_every_other(place: str, variant: str, zero_unmaps: bool) -> None:
+    size = 3 * MIB + 1536
+    with mounted(Plan(place, {0: size}, can_trim=True, zero_unmaps=zero_unmaps)) as mount:
+        with Exerciser(Path(place), bytes(size), seed=20261126, to_the_end=variant != "writeback") as work:
+            work.run(1500)
+            assert min(work.done.values()) > 50
+            assert (work.holes > 0) is (variant != "writeback"), "with a write-back cache everything is data"
         mount.unmount()
 
 

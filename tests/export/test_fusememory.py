@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 
 import pytest
 
-from isblk.export.fusememory import CHUNK, KEPT, SIZES, Landing, Slot, Slots
+from isblk.export.fusememory import CHUNK, CHUNKS_KEPT, KEPT, SIZES, Chunk, Landing, Slot, Slots
 from isblk.export.fusewire import HEAD_LENGTH, MAX_WRITE, PAGE
 
 
@@ -123,3 +124,74 @@ def test_memory_that_nobody_uses_is_begun_anew() -> None:
         landing.give(landing.keep(PAGE)[0])
     again = landing.buffers()
     assert again is not None and address(again[1]) == address(first[1])
+
+
+def test_memory_in_use_is_that_of_the_chunks_that_hold_something() -> None:
+    landing = Landing(chunks=3)
+    assert landing.used == 0
+    kept = []
+    while landing.buffers() is not None:
+        kept.append(landing.keep(MAX_WRITE)[0])
+        assert landing.used == len(kept) * CHUNK
+    for chunk in kept[:-1]:
+        landing.give(chunk)
+    assert landing.used == CHUNK
+
+
+# ------------------------------------------------------------------------------------------------------------------------- holding
+
+
+def test_a_held_payload_stays_as_it_is_and_its_chunk_comes_back_behind_it() -> None:
+    landing = Landing(chunks=1, may_be_held=1)
+    landing.buffers()
+    chunk, data = landing.keep(MAX_WRITE)
+    data[:] = b"held" * (MAX_WRITE // 4)
+    hold = chunk.hold()
+    assert hold is not None
+    landing.give(chunk)
+    for _ in range(3):  # what is held takes nothing away from the requests that follow
+        buffers = landing.buffers()
+        assert buffers is not None and address(buffers[1]) != address(data)
+        buffers[1][:] = bytes(MAX_WRITE)
+        landing.give(landing.keep(MAX_WRITE)[0])
+    assert data == b"held" * (MAX_WRITE // 4)
+    del hold
+    first, second = landing.buffers(), landing.keep(MAX_WRITE)
+    assert first is not None and second[0] is not chunk and landing.buffers() is None, "one chunk was meant, whoever had it"
+    landing.give(second[0])
+    assert landing.buffers() is not None
+
+
+def test_no_more_is_held_than_was_meant() -> None:
+    landing = Landing(chunks=4, may_be_held=1)
+    landing.buffers()
+    one, _ = landing.keep(MAX_WRITE)
+    landing.buffers()
+    other, _ = landing.keep(MAX_WRITE)
+    first, again = one.hold(), one.hold()
+    assert first is not None and again is not None, "a second payload of the same chunk costs nothing more"
+    assert other.hold() is None
+    del first
+    assert other.hold() is None
+    del again
+    assert other.hold() is not None
+
+
+def test_what_a_burst_needed_is_let_go_when_it_was_not_needed_again() -> None:
+    landing = Landing(chunks=30)
+    for _ in range(2):
+        chunks = []
+        while landing.buffers() is not None:
+            chunks.append(landing.keep(MAX_WRITE)[0])
+        assert len(chunks) == 30
+        for chunk in chunks:
+            landing.give(chunk)
+        landing.trim()
+    del chunks, chunk
+
+    def made() -> int:
+        return sum(isinstance(each, Chunk) and each.landing is landing for each in gc.get_objects())
+
+    assert made() == 30, "they were needed since the last time"
+    landing.trim()
+    assert CHUNKS_KEPT <= made() <= CHUNKS_KEPT + 1

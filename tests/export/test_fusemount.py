@@ -78,7 +78,7 @@ def test_kill_9_does_not_touch_what_somebody_else_has_mounted_there(root: None, 
     place, before = tmp_path / "lun0", watchers()
     with mounted(Plan(str(place), {0: MIB})) as first, opened(place):
         unmount(place, lazy=True)
-        (watcher,) = watchers() - before
+        (watcher,) = until(lambda: watchers() - before, "the watcher's command line to be there")
         with mounted(Plan(str(place), {0: 2 * MIB})) as second:
             first.process.kill()
             first.process.wait()
@@ -100,7 +100,7 @@ def watchers() -> set[int]:
 def test_a_daemon_that_ends_in_order_leaves_no_watcher(tmp_path: Path) -> None:
     before = watchers()
     with mounted(Plan(str(tmp_path / "lun0"), {0: MIB})) as mount:
-        (watcher,) = watchers() - before
+        (watcher,) = until(lambda: watchers() - before, "the watcher's command line to be there")
         assert os.getsid(watcher) == watcher, "Ctrl-C at the terminal must not reach it"
         mount.unmount()
         assert watcher not in watchers()

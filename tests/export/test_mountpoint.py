@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -175,3 +176,17 @@ def test_a_loop_device_that_is_about_to_let_go_is_waited_for(
         waits and file == "/mnt/lun0",
         waits and file != "/mnt/lun0",
     ]
+
+
+@pytest.mark.parametrize(("number", "cleared"), [(errno.ENOTCONN, True), (errno.ECONNABORTED, True), (errno.ENOENT, False), (None, False)])
+def test_only_a_dead_mount_is_cleared_away(monkeypatch: pytest.MonkeyPatch, number: int | None, cleared: bool) -> None:
+    def statvfs(_path: str) -> None:
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+
+    asked: list[tuple[str, bool]] = []
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr(mountpoint, "unmount", lambda path, lazy: asked.append((path, lazy)))
+    mountpoint.clear_dead("/mnt/lun0")
+    monkeypatch.undo()
+    assert asked == ([("/mnt/lun0", True)] if cleared else [])

@@ -354,3 +354,18 @@ def test_an_export_is_described() -> None:
     offer = Export("5", "words", MemoryDevice(SIZE, 1), 5, rotational=True).offer(True)  # type: ignore[arg-type]
     assert (offer.name, offer.description, offer.size, offer.minimum_block, offer.preferred_block) == ("5", "words", SIZE, 1, 4096)
     assert offer.flags & Flag.ROTATIONAL and offer.flags & Flag.READ_ONLY
+
+
+async def test_who_uses_an_export_and_who_has_gone_is_told(tmp_path: Path) -> None:
+    told: list[tuple[str, str]] = []
+    async with serving(tmp_path, MemoryDevice(SIZE, 1)) as here:
+        here.server.on_opened = lambda client, export: told.append(("opened", export))
+        here.server.on_gone = lambda client: told.append(("gone", client.why))
+        client = await here.connect()
+        await client.hello()
+        assert not told, "no export is chosen yet"
+        await client.ask(raw.go(b""))
+        assert told == [("opened", "0")]
+        await client.send(raw.request(raw.DISC))
+        await until(lambda: len(told) == 2)
+    assert told[1] == ("gone", "it is done")

@@ -104,6 +104,21 @@ async def test_a_lost_path_ends_every_request_with_its_errno() -> None:
     assert export.counters.errors == 3
 
 
+async def test_memory_in_use_is_that_of_reads_and_writes_on_their_way() -> None:
+    disk = SlowDisk()
+    export = FuseExport(Volume.of_file(disk, Owner(0, 0, 0)))
+    handle = (await export.open(ROOT, os.O_RDWR, None)).fh
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(export.read, handle, 0, 8192)
+        nursery.start_soon(export.write, handle, 0, bytes(4096))
+        nursery.start_soon(export.fsync, handle, False)
+        await trio.testing.wait_all_tasks_blocked()
+        assert export.counters.held() == 8192 + 4096
+        for request in disk.held:
+            request.finish()
+    assert export.counters.held() == 0
+
+
 async def test_an_open_waits_for_a_disk_whose_size_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, bool]] = []
     monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda inode, attr_only: told.append((inode, attr_only)))

@@ -16,6 +16,7 @@ import pytest
 from isblk.scsi.data import Provisioning
 from isblk.target.config import PortalConfig
 from support.commands import Commands
+from support.exerciser import Exerciser
 from support.mounts import Mounts
 from support.processes import Processes, isblk
 from support.targets import MIB, TargetProcess, disk, target_process
@@ -206,6 +207,39 @@ def over_both(commands: Commands, place: Path) -> Path:
     commands.run("mount", "-p", one, "-p", two, commands.target.name, place, "--log-file", log, *commands.mount_options)
     until(lambda: all(each["state"] == "up" for each in commands.status()[0]["sessions"]), "both paths")
     return place
+
+
+@pytest.mark.parametrize("caching", ["rw", "direct_io", "writeback"])
+def test_the_file_agrees_with_itself_while_paths_and_caches_are_lost(
+    fuse: None, processes: Processes, mounts: Mounts, tmp_path: Path, caching: str
+) -> None:
+    """Large writes are kept for a target that loses its cache in the very memory they arrived in; what is done again must be what was."""
+    size = 4 * MIB + 512
+    portals = (PortalConfig(port=0), PortalConfig(port=0))
+    with target_process([disk(0, size, path=str(tmp_path / "disk.img"))], portals=portals) as running:
+        commands = Commands(processes, running)
+        commands.mount_options = ["--fuse-engine", "direct", "-o", caching]
+        place = over_both(commands, tmp_path / "disk")
+        harm, is_over = {"drop": 0, "crash": 0}, threading.Event()
+
+        def do_harm() -> None:
+            chance = random.Random(6)
+            while not is_over.wait(chance.uniform(0.1, 0.4)):
+                what = chance.choice(list(harm))
+                running.ask(what)
+                harm[what] += 1
+
+        harming = threading.Thread(target=do_harm)
+        harming.start()
+        try:
+            with Exerciser(place, bytes(size), seed=7, to_the_end=caching != "writeback") as work:
+                until(lambda: work.run(100) is None and min(harm.values()) > 5, "enough to have gone wrong", 40)
+        finally:
+            is_over.set()
+            harming.join()
+        commands.umount(place)
+        running.ask("crash")
+        assert (tmp_path / "disk.img").read_bytes() == work.content
 
 
 @pytest.mark.deadline(150)

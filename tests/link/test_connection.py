@@ -273,6 +273,7 @@ async def test_a_damaged_digest_ends_everything() -> None:
         await link.peer.say(bytes(stream))
         await link.connection.closed.wait()
         assert isinstance(task.error, PathLost) and "data digest" in str(task.error)
+        assert link.connection.fault == "digest", "counted as what it was"
 
 
 @pytest.mark.logs("ending a broken handler failed")

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from isblk.errors import IsblkError, NotFound, PathLost, Unreachable
+from isblk.errors import IsblkError, NotFound, PathLost, RequestFailed, Unreachable
 from isblk.iscsi.names import Isid, Portal
 from isblk.link import keeper as keepers
 from isblk.link.keeper import HASTE_SECONDS, BackOff, Keeper, Phase
@@ -32,6 +32,7 @@ class Session:
         self.session = SimpleNamespace(login=SimpleNamespace(tpgt=group))
         self.closed = trio.Event()
         self.error: IsblkError | None = None
+        self.fault = ""
         self.time2wait = 2.0
         self.moved_to: Portal | None = None
         self.on_leaving: Callable[[], None] | None = None
@@ -65,6 +66,7 @@ class Network:
         self.told: list[tuple[float, str]] = []
         self.others: Sequence[Portal] = ()
         self.refusal: IsblkError | None = None
+        self.refusals: list[str] = []
         self.preparing = 0.0
 
     async def log_in(self, plane: object, portals: Sequence[Portal], name: str, access: Access) -> Any:
@@ -105,6 +107,9 @@ class Network:
 
     def reinstated(self, keeper: Keeper) -> None:
         self.note("reinstated")
+
+    def refused(self, keeper: Keeper, error: IsblkError) -> None:
+        self.refusals.append(str(error))
 
     def siblings(self, keeper: Keeper) -> Sequence[Portal]:
         return self.others
@@ -285,3 +290,27 @@ async def test_the_end_logs_out(autojump_clock: object, monkeypatch: pytest.Monk
     async with kept(network, monkeypatch) as keeper:
         await trio.sleep(1)
     assert network.sessions[0].logouts == 1 and keeper.phase is Phase.ENDED and network.words[-1] == "down"
+
+
+@pytest.mark.logs("is not used: it is another unit")
+async def test_a_refusal_is_told_once_for_each_reason(autojump_clock: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network()
+    network.dead.add(A)
+    async with kept(network, monkeypatch) as keeper:
+        await trio.sleep(30)
+        assert len(network.refusals) == 1 and "cannot be reached" in network.refusals[0] and keeper.failures == 6
+        network.dead.clear()
+        network.refusal = RequestFailed("it is another unit")
+        await trio.sleep(60)
+        assert network.refusals[1:] == ["it is another unit"]
+
+
+async def test_ends_of_sessions_are_counted_by_what_ended_them(autojump_clock: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network()
+    async with kept(network, monkeypatch) as keeper:
+        for fault in ("", "digest", "lost"):
+            await trio.sleep(60)
+            network.sessions[-1].fault = fault
+            network.sessions[-1].lose()
+        await trio.sleep(60)
+        assert keeper.ends == {"lost": 2, "digest": 1} and keeper.logins == 4

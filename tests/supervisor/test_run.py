@@ -183,7 +183,7 @@ async def test_a_table_with_a_mistake_changes_nothing(asked: Asked) -> None:
         ("down", {"where": ["/x"]}, "has no export at /x"),
         ("down", {"where": "/a"}, "`where` is a list of places, or null for all"),
         ("up", {"where": [1]}, "`where` is a list of places, or null for all"),
-        ("explode", {}, "there is no request 'explode'; there are status, stop, log, up, down and reload"),
+        ("explode", {}, "there is no request 'explode'; there are status, stop, log, up, down, reload, and events"),
     ],
 )
 async def test_what_cannot_be_asked_is_answered_with_a_sentence(asked: Asked, request_: str, words: dict[str, Any], sentence: str) -> None:

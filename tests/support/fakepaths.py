@@ -88,6 +88,7 @@ class FakeUnit:
         self.pending: list[Command] = []
         self.lost: PathLost | None = None
         self.kicks = 0
+        self.retries = 0
         self.fail_next: list[Exception] = []
         self.lun = bytes(8)
         self.link = self

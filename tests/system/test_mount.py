@@ -18,6 +18,7 @@ from support.commands import Commands, ended, get, put
 from support.mounts import Mounts
 from support.processes import Processes, isblk
 from support.targets import MIB, disk, target_process
+from support.trees import check
 from support.waiting import until
 
 NAME = "iqn.2026-11.test.isblk:nobody-home"
@@ -121,6 +122,17 @@ def test_what_a_crash_of_the_target_took_is_written_again_before_the_end(command
     assert get(image, 0, len(DATA)) == DATA
 
 
+def test_so_are_large_writes_whose_memory_would_have_been_used_again(commands: Commands, image: Path, tmp_path: Path) -> None:
+    place, pieces = commands.mount(tmp_path / "disk"), [os.urandom(MIB // 2) for _ in range(100)]
+    for number, piece in enumerate(pieces):
+        put(place, number * len(piece), piece)
+        if number == 40:  # Less than half of the journal: nothing has been flushed yet.
+            commands.target.ask("crash")
+    commands.umount(place)
+    commands.target.ask("crash")
+    assert get(image, 0, 50 * MIB) == b"".join(pieces)
+
+
 def test_without_retry_a_lost_session_fails_requests_at_once_and_can_be_unmounted(commands: Commands, tmp_path: Path) -> None:
     place = commands.mount(tmp_path / "disk", "--no-path-retry", "fail")
     commands.target.kill()
@@ -186,6 +198,34 @@ def test_a_lazy_unmount_ends_with_the_last_user_of_the_file(commands: Commands, 
     commands.gone(mount["pid"])
     commands.target.ask("crash")
     assert get(image, 0, len(DATA)) == DATA
+
+
+def test_the_blocks_of_the_file_are_those_that_the_disk_has_allocated(commands: Commands, tmp_path: Path) -> None:
+    """As du, cp and tar want to know; also of a disk that is written meanwhile, and never none, for GNU tar does not read such a file."""
+    place, direct = commands.mount(tmp_path / "disk"), commands.mount_options[-1] == "direct"
+    assert place.stat().st_blocks * 512 == 4096
+    put(place, 0, DATA)
+    if direct:  # through the other, which knows no SEEK_HOLE, tar reads 512 bytes at a time
+        check("tar", "-C", tmp_path, "-Scf", tmp_path / "tar", "disk")
+        (tmp_path / "out").mkdir()
+        check("tar", "-C", tmp_path / "out", "-xf", tmp_path / "tar")
+        assert get(tmp_path / "out" / "disk", 0, 2 * MIB) == DATA + bytes(MIB)
+    put(place, 30 * MIB, DATA * 4, sync=True)
+    until(lambda: place.stat().st_blocks * 512 == 5 * MIB, "the blocks to be counted again")
+    assert check("du", "--block-size=1", place).split()[0] == str(5 * MIB)
+    commands.umount(place)
+    commands.mount(place)
+    assert place.stat().st_blocks * 512 == 5 * MIB, "it is known from the beginning"
+    if direct:
+        check("cp", place, tmp_path / "copy")
+        check("cmp", place, tmp_path / "copy")
+        until(lambda: _punched(place), "what was given back not to be counted any more")
+    commands.umount(place)
+
+
+def _punched(place: Path) -> bool:
+    check("fallocate", "--punch-hole", "--offset", "30MiB", "--length", "4MiB", place)
+    return place.stat().st_blocks * 512 == MIB
 
 
 def test_an_existing_file_is_mounted_over_and_stays(commands: Commands, tmp_path: Path) -> None:

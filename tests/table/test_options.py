@@ -53,6 +53,7 @@ BARELY_WRONG = {
     "noop-interval": ("0.5", "-1"),
     "noop-timeout": ("0", "0.9"),
     "fence": ("loose",),
+    "queue-depth": ("0", "1.5"),
     "fuse-engine": ("libfuse",),
     "max-connections": ("0", "10001", "1.5"),
     "connections": ("0", "65"),
