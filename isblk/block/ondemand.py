@@ -33,12 +33,6 @@ _FLUSH = Op.FLUSH
 _NEVER_SEEN = Geometry(0, 1, 1, write_cache=True)
 
 
-class _Knock(Request):
-    """Asks for no more than that the disk is there."""
-
-    __slots__ = ()
-
-
 class OnDemand:
     """The device, in bytes, and its `disk` for front ends. `wake` is called for each request that finds no session: None, or why not."""
 
@@ -140,8 +134,8 @@ class OnDemand:
         _tell_size(found, before)
         waiting, self._queue = self._queue, deque()
         for request in waiting:
-            error = None if isinstance(request, _Knock) else refusal(request, self.geometry)
-            if error is not None or isinstance(request, _Knock):
+            error = None if _is_knock(request) else refusal(request, self.geometry)
+            if error is not None or _is_knock(request):
                 request.finish(error)
             else:
                 self.submit(request)
@@ -180,7 +174,7 @@ class OnDemand:
     async def ready(self) -> None:
         """Return when the disk is there. Raises what a request would end with."""
         if self._lower is None:
-            await execute(_Door(self), _Knock(Op.READ))
+            await execute(_Door(self), Request(Op.READ))
 
     @asynccontextmanager
     async def used(self) -> AsyncIterator[Device]:
@@ -194,8 +188,13 @@ class OnDemand:
             self.users -= 1
 
 
+def _is_knock(request: Request) -> bool:
+    """Whether it asks for no more than that the disk is there: a READ of nothing, which no gate lets through."""
+    return request.op is Op.READ and not request.length
+
+
 class _Door:
-    """Where a _Knock is submitted: it needs no gate, and the gate would say that it asks for nothing."""
+    """Where a knock is submitted."""
 
     def __init__(self, device: OnDemand) -> None:
         self._device = device

@@ -198,7 +198,7 @@ def test_opening_with_truncation_waits_for_one_who_is_about_to_close(place: str)
     with mounted(Plan(place, {0: MIB})) as mount, ThreadPoolExecutor(1) as threads:
         with opened(place, os.O_RDONLY):
             truncating = threads.submit(os.open, place, os.O_WRONLY | os.O_TRUNC)
-            until(truncating.running, "the second open to begin")
+            until(lambda: truncating.running() or truncating.done(), "the second open to begin")
         os.close(truncating.result(10))
         mount.unmount()
 
