@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.waiting import until
+from support import machines
 
 VM = Path(__file__).parents[1] / "interop" / "nbd" / "vm"
 CHECKOUT = Path(__file__).parents[2]
-BOOT_SECONDS = 120.0
 HOST = "10.0.2.2"
 """This machine's loopback, as the guest reaches it."""
 _END = re.compile(rb"\n=([0-9]+|again)\n\Z")
@@ -68,19 +66,5 @@ class Guest:
 @contextmanager
 def boot_guest(home: Path) -> Iterator[Guest]:
     """Boot the machine, wait for its shell, end it by its process id; AssertionError with its console when it does not come up."""
-    console = home / "console"
-    with console.open("wb") as log:
-        argv = [str(VM), str(home), str(CHECKOUT)]
-        machine = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-
-    def up() -> bool:
-        said = console.read_text(errors="replace")
-        assert machine.poll() is None, f"the guest ended: {said[-3000:]}"
-        return "GUEST-READY" in said
-
-    try:
-        until(up, f"the guest to come up, see {console}", BOOT_SECONDS)
+    with machines.boot(home, [str(VM), str(home), str(CHECKOUT)], "GUEST-READY"):
         yield Guest(home / "control")
-    finally:
-        machine.kill()
-        machine.wait()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.waiting import free_port, until
+from support import machines
+from support.waiting import free_port
 
 VM = Path(__file__).parents[1] / "interop" / "lio" / "vm"
-BOOT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,6 @@ def boot_lio(home: Path) -> Iterator[Lio]:
     """Boot the machine, wait until LIO is set up, end it by its process id; AssertionError with its console when it does not come up."""
     ports = free_port(), free_port()
     lio = Lio(home / "control", (f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"))
-    console = home / "console"
-    with console.open("wb") as log:
-        argv = [str(VM), str(home), *map(str, ports), *lio.words()]
-        machine = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-
-    def up() -> bool:
-        said = console.read_text(errors="replace")
-        assert machine.poll() is None, f"the LIO machine ended: {said[-3000:]}"
-        return "LIO-READY" in said
-
-    try:
-        until(up, f"LIO to come up, see {console}", BOOT_SECONDS)
+    argv = [str(VM), str(home), *map(str, ports), *lio.words()]
+    with machines.boot(home, argv, "LIO-READY"):
         yield lio
-    finally:
-        machine.kill()
-        machine.wait()

@@ -17,6 +17,23 @@ from isblk.target.server import Server, running
 from support.targets import rebuild
 
 
+class Endings(logging.Filter):
+    """Keeps why each connection ended, as the target's log has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        what, _, reason = record.getMessage().partition(": ")
+        if what == "connection closed":
+            self.reasons.append(reason)
+        return record.levelno > logging.INFO
+
+
+ENDINGS = Endings()
+
+
 def answer(server: Server, question: str) -> object:
     """Do what a line asks (support/targets.py has the list); what to print for it."""
     verb, *numbers = question.split()
@@ -35,6 +52,8 @@ def answer(server: Server, question: str) -> object:
         server.node.units.units[int(numbers[0])].resize(int(numbers[1]))
     elif verb == "close":
         close(server, int(numbers[0]))
+    elif verb == "endings":
+        return ENDINGS.reasons
     elif verb != "sessions":
         raise AssertionError(f"no such question: {question}")
     return server.sessions
@@ -51,6 +70,9 @@ def close(server: Server, portal: int) -> None:
 
 async def main() -> None:
     """Serve until standard input ends: a test that dies takes its target with it."""
+    log = logging.getLogger("isblk.target.server")
+    log.setLevel(logging.INFO)
+    log.addFilter(ENDINGS)
     config = rebuild(json.loads(await trio.to_thread.run_sync(sys.stdin.readline)))
     async with running(config) as server:
         print(json.dumps({"name": server.name, "portals": server.portals}), flush=True)

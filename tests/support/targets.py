@@ -101,9 +101,10 @@ class TargetProcess:
 
     def ask(self, question: str) -> Any:
         """'sessions' (how many there are), 'crash' (lose power, go on), 'drop' (cut every connection), 'resize LUN BYTES', 'hold' and
-        'release' (of writes), 'held' (how many are), or 'close N' (the N-th portal is gone with what was connected there).
+        'release' (of writes), 'held' (how many are), 'close N' (the N-th portal is gone with what was connected there), or 'endings' (why
+        each connection that is over has ended).
 
-        The answer is always how many sessions there are, but for 'held'.
+        The answer is how many sessions there are, but for 'held' and 'endings'.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(question + "\n")
