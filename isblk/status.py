@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from isblk.block.multipath import Multipath
@@ -37,7 +38,7 @@ def session_status(keeper: Keeper) -> dict[str, Any]:
         "target_alias": login.target_alias,
         "open_tasks": session.open_tasks,
         "command_window": session.wire.window.room,
-        "traffic": vars(connection.traffic),
+        "traffic": asdict(connection.traffic),
         "negotiated": [{"key": line.key, "asked": line.asked, "agreed": line.agreed, "decided": line.decided} for line in login.agreements],
     }
 

@@ -28,7 +28,7 @@ def command(path: Path, as_json: bool) -> None:
     """Follow the table: start what is new, stop what is gone, change what is different, leave the rest alone.
 
     \b
-    isblk check && isblk reload
+    isblk reload
 
     Returns when what was started is there, as `isblk up` does. A table with a mistake changes nothing.
     """

@@ -74,7 +74,6 @@ class Processes:
         self.home = home
         self.started: list[Started] = []
         self.env = {
-            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},  # scripts/test --compiled
             "ISBLK_CONFIG": "",
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(home),
@@ -85,7 +84,7 @@ class Processes:
             "XDG_RUNTIME_DIR": str(home / "run"),
             "XDG_CONFIG_HOME": str(home / "config"),
             "LANG": "C.UTF-8",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": os.environ.get("PYTHONPATH") or str(Path(__file__).parents[2]),  # of scripts/test --compiled
             MARK: str(home),
         }
 

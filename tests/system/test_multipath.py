@@ -212,7 +212,7 @@ def test_after_kill_9_each_path_takes_its_session_over(commands: Commands, image
     (before,) = commands.status()
     os.kill(before["pid"], signal.SIGKILL)
     until(lambda: ended(before["pid"]), "the daemon to be gone")
-    commands.run("umount", place)
+    until(lambda: f" {place} " not in Path("/proc/mounts").read_text(), "the dead mount to be cleared")
     mount(commands, place)
     (after,) = commands.status()
     assert [one["isid"] for one in after["sessions"]] == [one["isid"] for one in before["sessions"]]
