@@ -267,7 +267,8 @@ def start(plan: Plan, user: str | None = None, privileges: bool = True) -> subpr
     command = [sys.executable, __file__, json.dumps(dataclasses.asdict(plan))]
     if user is not None:
         command = [sys.executable, "-c", AS_USER, user, "" if privileges else "no-new-privs", command[-1]]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH") or str(REPOSITORY), str(REPOSITORY / "tests")])}
+    form = os.environ.get("PYTHONPATH") or str(REPOSITORY)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([form, str(REPOSITORY / "tests")])}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd="/")
 
 
