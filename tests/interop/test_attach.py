@@ -76,10 +76,10 @@ def lab(guest: Guest, target: TargetProcess) -> Iterator[Lab]:
 
 
 def test_a_lun_is_a_disk_that_keeps_what_is_written(lab: Lab) -> None:
-    """The commands of the README, and what must hold between them."""
+    """The commands of the manual page, and what must hold between them."""
     guest = lab.guest
-    text = (CHECKOUT / "README.md").read_text().partition("block device of the kernel.")[2]
-    said = re.search(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    text = (CHECKOUT / "man" / "isblk-attach.1").read_text()
+    said = re.search(r"^\.Bd -literal -offset indent\n(modprobe .*?)^\.Ed$", text, re.MULTILINE | re.DOTALL)
     assert said is not None
     modprobe, attach, *between, detach = said[1].replace("-p 10.0.0.5 iqn.2001-05.com.example:disks", lab.where()).splitlines()
     assert modprobe == "modprobe nbd" and attach.startswith("isblk attach") and detach.startswith("isblk detach")
