@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -200,7 +199,7 @@ def kill_while_writing(commands: Commands, peer: Peer, place: Path, number: int)
     until(lambda: commands.status()[0]["devices"][0]["counters"]["write_requests"] > before + 50, "fio to write")
     os.kill(commands.status()[0]["pid"], signal.SIGKILL)
     assert writer.wait() != 0, "fio did not notice that its file was gone"
-    subprocess.run(["fusermount3", "-u", "-z", str(place)], check=True, capture_output=True)
+    until(lambda: f" {place} " not in Path("/proc/mounts").read_text(), "the dead mount to be cleared")
     mount(commands, peer, place)
     both_up(commands, peer)
     assert get(place, 0, MIB) == flushed
