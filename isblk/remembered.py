@@ -12,7 +12,6 @@ import fcntl
 import json
 import logging
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -22,7 +21,7 @@ from typing import Any
 from isblk.block.known import Known
 from isblk.block.request import Geometry
 from isblk.errors import UsageError
-from isblk.state import make_directory
+from isblk.state import durable_draft, make_directory
 
 VERSION = 1
 LARGEST_FILE = 1 << 22
@@ -69,7 +68,8 @@ def remember(state: Path, target_name: str, found: Sequence[Known], lun: int | N
                 memory.only = found[0].number
             elif lun is None:
                 memory.only = None  # There are several now, so that one has to be chosen.
-            _replace(path, json.dumps(_as_plain(target_name, memory), indent=1) + "\n")
+            with durable_draft(path, json.dumps(_as_plain(target_name, memory), indent=1) + "\n") as draft:
+                draft.replace(path)
     except (OSError, UsageError) as error:
         _log.warning("what %s has cannot be remembered in %s: %s", target_name, state, error)
 
@@ -88,18 +88,6 @@ def _locked(directory: Path) -> Iterator[None]:
 def _path(state: Path, target_name: str) -> Path:
     """The target's file. An iSCSI name is a file name, but for one that somebody wrote down wrongly."""
     return state / "disks" / f"{target_name.replace('/', '_')}.json"
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _as_plain(target_name: str, memory: _Memory) -> dict[str, Any]:

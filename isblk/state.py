@@ -18,7 +18,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -239,15 +240,20 @@ def _host_number(directory: Path) -> int:
 
 def _write_once(path: Path, text: str) -> None:
     """Make the file with its whole text, 0600 and durable, unless it is there: link(2) never shows half a file and never replaces one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    with durable_draft(path, text) as draft, suppress(FileExistsError):
+        os.link(draft, path)
+
+
+@contextmanager
+def durable_draft(path: Path, text: str) -> Iterator[Path]:
+    """The whole text under another name beside `path`, 0600 and durable, for the length of a block that links or renames it."""
+    draft = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}")  # short: a target's name may take all that a file name can have
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.link(draft, path)
-    except FileExistsError:
-        return
+        yield draft
     finally:
         draft.unlink(missing_ok=True)
 

@@ -199,7 +199,7 @@ def kill_while_writing(commands: Commands, peer: Peer, place: Path, number: int)
     until(lambda: commands.status()[0]["devices"][0]["counters"]["write_requests"] > before + 50, "fio to write")
     os.kill(commands.status()[0]["pid"], signal.SIGKILL)
     assert writer.wait() != 0, "fio did not notice that its file was gone"
-    until(lambda: f" {place} " not in Path("/proc/mounts").read_text(), "the dead mount to be cleared")
+    until(lambda: place not in Mounts(place.parent).points(), "the dead mount to be cleared")
     mount(commands, peer, place)
     both_up(commands, peer)
     assert get(place, 0, MIB) == flushed

@@ -15,6 +15,7 @@ import pytest
 
 from isblk.target.config import PortalConfig
 from support.commands import Commands, ended, get, put
+from support.mounts import Mounts
 from support.processes import Processes, isblk
 from support.targets import MIB, TargetProcess, disk, target_process
 from support.waiting import free_port, until
@@ -212,7 +213,7 @@ def test_after_kill_9_each_path_takes_its_session_over(commands: Commands, image
     (before,) = commands.status()
     os.kill(before["pid"], signal.SIGKILL)
     until(lambda: ended(before["pid"]), "the daemon to be gone")
-    until(lambda: f" {place} " not in Path("/proc/mounts").read_text(), "the dead mount to be cleared")
+    until(lambda: place not in Mounts(place.parent).points(), "the dead mount to be cleared")
     mount(commands, place)
     (after,) = commands.status()
     assert [one["isid"] for one in after["sessions"]] == [one["isid"] for one in before["sessions"]]
