@@ -12,7 +12,7 @@ COMPILED = [
     *(f"isblk/iscsi/{name}.py" for name in ("dataout", "exchanges", "framer", "pdu", "serial", "session", "task", "wire")),
     *(f"isblk/block/{name}.py" for name in ("align", "choose", "command", "flush", "gate", "journal", "latency", "lun")),
     *(f"isblk/block/{name}.py" for name in ("multipath", "path", "request", "series")),
-    *(f"isblk/link/{name}.py" for name in ("busypoll", "connection", "sweeper")),
+    *(f"isblk/link/{name}.py" for name in ("busypoll", "connection", "plane", "sweeper")),
     *(f"isblk/export/{name}.py" for name in ("fusekernel", "fusememory", "fuseranges", "fusesession", "fusewire")),
     *(f"isblk/export/{name}.py" for name in ("nbdclient", "nbdmemory", "nbdsession", "nbdwire", "waiting")),
     "isblk/perf.py",

@@ -43,7 +43,7 @@ from isblk.export.nbdclient import Client
 from isblk.export.nbdwire import TransmissionFlag
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.nbdserver import buffers_status, client_status, export_of, export_status, until_any
 from isblk.scsi.lun_number import lun_text
 from isblk.status import device_status, session_status

@@ -43,7 +43,8 @@ from isblk.export.fuseoptions import DEFAULT_ENGINE, Caching, Counters, Engine, 
 from isblk.export.mountpoint import Mountpoint, prepare
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
-from isblk.link.plane import Plane, running_plane
+from isblk.link.plane import Plane
+from isblk.link.running import running_plane
 from isblk.remembered import recall, remember
 from isblk.scsi.data import Provisioning
 from isblk.scsi.lun_number import lun_text

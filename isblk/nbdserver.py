@@ -30,7 +30,7 @@ from isblk.export.nbdclient import Client
 from isblk.export.nbdtls import TlsSettings
 from isblk.iscsi.names import Isid
 from isblk.link.opening import Access
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.listening import Listener
 from isblk.scsi.lun_number import lun_text
 from isblk.status import device_status, session_status

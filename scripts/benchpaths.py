@@ -17,7 +17,7 @@ from isblk.block.choose import Policy
 from isblk.block.policies import Policies
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.opening import Access
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.perf import Runner, Workload
 from support.targets import MIB, Offer, PortalConfig, RunningTarget, disk, running_target
 from support.waiting import eventually

@@ -32,7 +32,7 @@ from isblk.errors import IsblkError
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.keeper import BackOff
 from isblk.link.opening import Access
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.link.sweeper import Timing
 from isblk.target.config import AccessState, PortalConfig, Reinstatement
 from support.faultline import Fault, Relay, Way

@@ -21,7 +21,8 @@ from isblk.ending import PATIENCE_SECONDS, controlled, write_back, written_back
 from isblk.errors import RequestFailed, RequestInvalid, UsageError
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.opening import Access
-from isblk.link.plane import Plane, running_plane
+from isblk.link.plane import Plane
+from isblk.link.running import running_plane
 from support.targets import RunningTarget, disk, running_target
 
 DATA = bytes(range(256)) * 4

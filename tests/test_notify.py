@@ -13,7 +13,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from isblk import notify
-from isblk.link.plane import Plane, running_plane
+from isblk.link.plane import Plane
+from isblk.link.running import running_plane
 from support.waiting import eventually
 
 

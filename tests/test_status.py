@@ -18,7 +18,7 @@ from isblk.iscsi.chap import Credentials
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.keeper import Keeper, Phase
 from isblk.link.opening import Access
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.status import device_status, in_one_line, session_status
 from isblk.target.config import Offer, PortalConfig
 from support.targets import MIB, RunningTarget, disk, running_target

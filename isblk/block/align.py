@@ -9,10 +9,9 @@ nobody's promise.
 
 Reads never wait. A block below holds, at any moment of an edit, the old or the new bytes of the edit and every acknowledged byte of others.
 
-The price for whole blocks: a read pays one comparison; a change is also kept in a dict while it is below, because a later edit must find
-it. Its `done` is borrowed for that and given back before it is called; hence a Request that overrides `finish` must call the one it
-overrides. (A child Request for each change was the alternative, a whole object more per write. Locking only while an edit runs is not
-enough: the edit would not know of the changes that were sent before it.)
+The price for whole blocks: a read pays one comparison; a change is also kept in a set while it is below, because a later edit must find
+it, and this is a witness of its end. (A child Request for each change was the alternative, a whole object more per write. Locking only
+while an edit runs is not enough: the edit would not know of the changes that were sent before it.)
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Final
 
-from isblk.block.request import Device, Geometry, Op, Request
+from isblk.block.request import Device, Geometry, Op, Request, Witness
 
 _READ: Final = Op.READ
 _WRITE: Final = Op.WRITE
@@ -47,21 +46,21 @@ class _Claim:
         return self.start < end and start < self.end
 
 
-class Aligned:
+class Aligned(Witness):
     """A Device with a block size of one byte. The block size below must not change; its size may."""
 
     def __init__(self, below: Device) -> None:
         self._below = below
+        self._submit_below = below.submit
         self._below_geometry = below.geometry
         self._geometry = _in_bytes(below.geometry)
         self.block_size = below.geometry.block_size
         self._mask = self.block_size - 1
         self._tickets = count()
-        self._changing: dict[Request, Callable[[Request], None] | None] = {}
+        self._changing: set[Request] = set()
         self._exclusive: list[_Claim] = []  # edits, running or waiting
         self._waiting: list[_Claim] = []
         self._waking = False
-        self._on_changed = self._changed
 
     @property
     def geometry(self) -> Geometry:
@@ -76,7 +75,7 @@ class Aligned:
         if (request.offset | request.length) & self._mask:
             _UNALIGNED[request.op](self, request)
         elif request.op is _READ or request.op is _FLUSH:
-            self._below.submit(request)
+            self._submit_below(request)
         elif self._exclusive:
             self._claim(request, request.offset, request.offset + request.length, exclusive=False)
         else:
@@ -87,16 +86,15 @@ class Aligned:
         self._below.kick()
 
     def _change(self, request: Request) -> None:
-        self._changing[request] = request.done
-        request.done = self._on_changed
-        self._below.submit(request)
+        self._changing.add(request)
+        request.lock = self
+        self._submit_below(request)
 
-    def _changed(self, request: Request) -> None:
-        done = request.done = self._changing.pop(request)
+    def passed(self, request: Request) -> None:
+        """A change has ended: what waited for it may go."""
+        self._changing.remove(request)
         if self._waiting:
             self._wake()
-        if done is not None:
-            done(request)
 
     def _read(self, request: Request) -> None:
         """READ through a buffer of the covering blocks; only requests that are not whole blocks pay for the copy."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 import trio
 
 from isblk.block.latency import Histogram, Sampler
-from isblk.block.request import Device, Geometry, Op, Request
+from isblk.block.request import Device, Geometry, Op, Request, Witness
 from isblk.errors import RequestInvalid, kind_of
 
 _CHANGES: Final = (Op.WRITE, Op.TRIM, Op.ZERO)
@@ -44,7 +44,7 @@ class Counters:
         return {**named, **moved, "errors": self.errors}
 
 
-class Gate:
+class Gate(Witness):
     """A Device in front of a Device."""
 
     def __init__(self, device: Device, losses: Callable[[], int] | None = None) -> None:
@@ -53,11 +53,11 @@ class Gate:
         self._changes = 0
         self._covered = 0
         self._device = device
+        self._submit_below = device.submit
         self._losses = losses
         self._latencies = [Histogram() for _ in Op]
         self._sampler = Sampler()
         self._until = self._weight = 1
-        self._on_finished = self._finished
         self._closed = False
         self._drained = trio.Event()
         self._drained.set()
@@ -81,16 +81,15 @@ class Gate:
         """Hot. Check, count and pass on. What cannot be is finished here with RequestInvalid."""
         geometry = self._device.geometry
         op, length = request.op, request.length
-        if op is Op.READ and 0 < length == len(request.data or b"") and 0 <= request.offset <= geometry.size - length and not self._closed:
-            request.gate_done = request.done
-            request.done = self._on_finished
-        elif not self._admit(request, geometry):
+        plain = op is Op.READ and 0 < length == len(request.data or b"") and 0 <= request.offset <= geometry.size - length
+        if not (plain and not self._closed) and not self._admit(request, geometry):
             return
+        request.gate = self
         self.in_flight += 1
         self._until -= 1
         if not self._until:
             self._time(request)
-        self._device.submit(request)
+        self._submit_below(request)
 
     def kick(self) -> None:
         """End of a batch."""
@@ -118,7 +117,8 @@ class Gate:
                 self._drained = trio.Event()
             await self._drained.wait()
 
-    def _finished(self, request: Request) -> None:
+    def passed(self, request: Request) -> None:
+        """Hot. A request has ended: count it."""
         counters = self.counters
         counters.requests[request.op] += 1
         if request.error is None:
@@ -130,45 +130,46 @@ class Gate:
         self.in_flight -= 1
         if not self.in_flight:
             self._drained.set()
-        done = request.done = request.gate_done
-        if done is not None:
-            done(request)
 
     def _time(self, request: Request) -> None:
         """One of a number: note when it began. Its callback is another, so that the others are asked nothing at their end."""
-        assert request.done is not None
         request.done = partial(self._timed, monotonic(), self._weight, request.done)
         self._sampler.took()
         self._until = self._weight = self._sampler.every
 
-    def _timed(self, began: float, weight: int, finished: Callable[[Request], None], request: Request) -> None:
+    def _timed(self, began: float, weight: int, done: Callable[[Request], None] | None, request: Request) -> None:
         if request.error is None:
             self._latencies[request.op].add(monotonic() - began, weight)
-        finished(request)
+        _give_back(request, done)
 
     def _admit(self, request: Request, geometry: Geometry) -> bool:
-        """Everything but the plainest reads: check, and hold `done`; False when the request has been finished."""
+        """Everything but the plainest reads: check; False when the request has been finished."""
         error = self._refusal(request, geometry)
         if error is not None:
             self.counters.failed(error)
             request.finish(error)
             return False
-        request.gate_done = request.done
-        request.done = self._on_finished
         if request.op is Op.FLUSH:
-            request.done = partial(self._flushed, self._changes)
+            request.done = partial(self._flushed, self._changes, request.done)
         return True
 
-    def _flushed(self, covered: int, request: Request) -> None:
+    def _flushed(self, covered: int, done: Callable[[Request], None] | None, request: Request) -> None:
         if request.error is None:
             self._covered = max(self._covered, covered)
-        self._finished(request)
+        _give_back(request, done)
 
     def _refusal(self, request: Request, geometry: Geometry) -> RequestInvalid | None:
         """Why this request can never be done; None when it can."""
         if self._closed:
             return RequestInvalid("the device is being closed and takes no more requests", errno.ESHUTDOWN)
         return refusal(request, geometry)
+
+
+def _give_back(request: Request, done: Callable[[Request], None] | None) -> None:
+    """The request is its owner's again, callback and all; the owner is told."""
+    request.done = done
+    if done is not None:
+        done(request)
 
 
 def refusal(request: Request, geometry: Geometry) -> RequestInvalid | None:

@@ -30,6 +30,9 @@ from isblk.scsi.data import Mode
 from isblk.scsi.lun_number import lun_text
 from isblk.scsi.sense import Attention, Verdict
 
+_READ: Final = Op.READ
+_WRITE: Final = Op.WRITE
+
 log: Final = logging.getLogger(__name__)
 
 LARGEST_TRANSFER: Final = 8 << 20
@@ -63,6 +66,7 @@ class LogicalUnit:
         if description.refusal is not None:
             raise UsageError(description.refusal)
         self.link = link
+        self._submit_task = link.submit
         self.lun = description.lun
         self.attentions: set[Attention] = set()
         self.retries = 0
@@ -87,7 +91,7 @@ class LogicalUnit:
         most = max(1, min(description.limits.max_transfer or LARGEST_TRANSFER, LARGEST_TRANSFER // block))
         self._shift = block.bit_length() - 1
         self._most_bytes = most * block
-        self._read_cdb, self._write_cdb = cdb.transfer_builders(blocks, most)
+        self._pack, self._read_opcode, self._write_opcode = cdb.transfers(blocks, most)
         self._sync_cdb = cdb.synchronize_cache_10() if blocks - 1 <= cdb.LAST_LBA_10 else cdb.synchronize_cache_16()
         self._fua_flag = cdb.FUA if description.mode.fua else 0
         self._fua_is_flush = self._geometry.write_cache and not description.mode.fua
@@ -99,7 +103,12 @@ class LogicalUnit:
 
     def submit(self, request: Request) -> None:
         """Queue one request of whole blocks."""
-        self._starters[request.op](request)
+        if request.op is _READ:
+            self._read(request)
+        elif request.op is _WRITE:
+            self._write(request)
+        else:
+            self._starters[request.op](request)
 
     def kick(self) -> None:
         """End of a batch: send what was queued."""
@@ -108,8 +117,8 @@ class LogicalUnit:
     def _read(self, request: Request) -> None:
         if 0 < request.length <= self._most_bytes:
             shift = self._shift
-            command = self._read_cdb(request.offset >> shift, request.length >> shift, 0)
-            self.link.submit(Transfer(self, command, request, request.data))
+            command = self._pack(self._read_opcode, 0, request.offset >> shift, request.length >> shift)
+            self._submit_task(Transfer(self, command, request, request.data))
         else:
             self._in_pieces(request)
 
@@ -118,8 +127,9 @@ class LogicalUnit:
             self._then_flush(request)
         elif 0 < request.length <= self._most_bytes:
             shift = self._shift
-            command = self._write_cdb(request.offset >> shift, request.length >> shift, self._fua_flag if request.fua else 0)
-            self.link.submit(Transfer(self, command, request, None, request.data))
+            flags = self._fua_flag if request.fua else 0
+            command = self._pack(self._write_opcode, flags, request.offset >> shift, request.length >> shift)
+            self._submit_task(Transfer(self, command, request, None, request.data))
         else:
             self._in_pieces(request)
 
@@ -317,16 +327,8 @@ class LogicalUnit:
 
 
 def _distrust(request: Request, why: str) -> None:
-    """Let a request that is on its way end as aborted, whatever its end is. (Asking each one at its end would cost the hot path.)"""
-    done = request.done
-
-    def ended(request: Request) -> None:
-        request.done = done
-        request.error = request.error or TaskAborted(why)
-        if done is not None:
-            done(request)
-
-    request.done = ended
+    """Let a request that is on its way end as aborted, unless it ends with another error."""
+    request.error = request.error or TaskAborted(why)
 
 
 def _zero_ways(description: probe.Description) -> list[bool]:

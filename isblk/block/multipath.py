@@ -9,7 +9,7 @@ bounded by `no_path`.
 Acknowledged changes that no flush has covered are kept in the journal when the unit has a volatile cache: when all sessions were lost the
 target may have restarted, and they are done again before anything else.
 
-The hot road is `submit`, `_send`, `_carried`: everything unusual sets `_careful`, which is the only thing the hot road asks.
+The hot road is `submit`, `_send`, `carried`: everything unusual sets `_careful`, which is the only thing the hot road asks.
 """
 
 from __future__ import annotations
@@ -47,17 +47,30 @@ _FLUSH: Final = Op.FLUSH
 
 
 class Carried(Request):
-    """A request on its way over one session of a path."""
+    """A request on its way over one session of a path; `done` is told of its end, or without it the `device`."""
 
-    __slots__ = ("path", "request", "session", "started", "weight")
+    __slots__ = ("device", "path", "request", "session", "started", "weight")
 
-    def __init__(self, request: Request, path: Path, done: Callable[[Request], None]) -> None:
+    def __init__(self, device: Multipath, request: Request, path: Path, done: Callable[[Request], None] | None = None) -> None:
         super().__init__(request.op, request.offset, request.length, request.data, request.fua, done)
+        self.device = device
         self.request = request
         self.path = path
         self.session = path.session
         self.started = 0.0
         self.weight = 0
+
+    def finish(self, error: Exception | None = None) -> None:
+        """Complete it, once. It has no witnesses."""
+        if self.finished:
+            raise AssertionError(f"{self!r} finished twice")
+        self.finished = True
+        if error is not None:
+            self.error = error
+        if self.done is None:
+            self.device.carried(self)
+        else:
+            self.done(self)
 
 
 class Multipath:
@@ -85,7 +98,6 @@ class Multipath:
         self._geometry = geometry
         self._chooser: Chooser[Path] = Chooser(policies.policy, policies.failback)
         self._timed = policies.measures_time
-        self._on_carried = self._carried
         self._sole: Path | None = None
         self._serving: set[int] = set()
         self._careful = True
@@ -146,7 +158,7 @@ class Multipath:
         return path
 
     def _send(self, request: Request, path: Path) -> None:
-        carried = Carried(request, path, self._on_carried)
+        carried = Carried(self, request, path)
         path.in_flight += 1
         path.bytes_in_flight += request.length
         path.requests += 1
@@ -158,9 +170,8 @@ class Multipath:
         assert path.unit is not None
         path.unit.submit(carried)
 
-    def _carried(self, carried: Request) -> None:
-        """A path has come back with a request."""
-        assert isinstance(carried, Carried)
+    def carried(self, carried: Carried) -> None:
+        """Hot. A path has come back with a request."""
         path, request = carried.path, carried.request
         path.in_flight -= 1
         path.bytes_in_flight -= request.length
@@ -544,7 +555,7 @@ class _Flush:
             self._device._keep(self._request)
             return
         for path in self._paths:
-            carried = Carried(self._request, path, self._done)
+            carried = Carried(self._device, self._request, path, self._done)
             carried.started = float(path.acknowledged)
             path.in_flight += 1
             path.requests += 1

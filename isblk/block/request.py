@@ -25,15 +25,24 @@ class Op(IntEnum):
     ZERO = 4
 
 
+class Witness:
+    """A layer that every request passes, and that is told of its end before whoever waits for it. (Taking the place of `done` for that, and
+    giving it back, was measured at twice the cost.)"""
+
+    def passed(self, request: Request) -> None:
+        """The request has ended."""
+        raise NotImplementedError
+
+
 class Request:
     """One operation on a device: `offset` and `length` in bytes, `data` a view of exactly `length` bytes (READ fills it, WRITE sends it).
 
     The caller lends `data` until `finish` (for longer: `keep`) and must not change it (WRITE) or look at it (READ) before.
     FLUSH has offset 0 and length 0.
-    `gate_done` is where the gate keeps the caller's `done` meanwhile (a dict of its own was measured at twice the cost).
+    `error` may be set before the end: then it stays, unless there is another. `gate` and `lock` are two witnesses, the lock's the first.
     """
 
-    __slots__ = ("data", "done", "error", "finished", "fua", "gate_done", "length", "offset", "op")
+    __slots__ = ("data", "done", "error", "finished", "fua", "gate", "length", "lock", "offset", "op")
 
     def __init__(
         self,
@@ -50,7 +59,8 @@ class Request:
         self.data = data
         self.fua = fua
         self.done = done
-        self.gate_done: Callable[[Request], None] | None = None
+        self.gate: Witness | None = None
+        self.lock: Witness | None = None
         self.error: Exception | None = None
         self.finished = False
 
@@ -59,7 +69,12 @@ class Request:
         if self.finished:
             raise AssertionError(f"{self!r} finished twice")
         self.finished = True
-        self.error = error
+        if error is not None:
+            self.error = error
+        if self.lock is not None:
+            self.lock.passed(self)
+        if self.gate is not None:
+            self.gate.passed(self)
         if self.done is not None:
             self.done(self)
 

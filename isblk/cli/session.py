@@ -16,7 +16,8 @@ from isblk.config import LoginOptions, Target, make_access
 from isblk.iscsi.names import Portal
 from isblk.link.connection import Connection, Tap
 from isblk.link.opening import Access, opened
-from isblk.link.plane import Plane, running_plane
+from isblk.link.plane import Plane
+from isblk.link.running import running_plane
 from isblk.logs.output import level_of, to_stderr
 from isblk.state import claim_slot, initiator_name, places
 

@@ -23,7 +23,8 @@ from isblk.doctor.sentences import SECTIONS
 from isblk.doctor.sessions import Opened, Who
 from isblk.doctor.speed import Bounds
 from isblk.iscsi.names import Portal
-from isblk.link.plane import Plane, running_plane
+from isblk.link.plane import Plane
+from isblk.link.running import running_plane
 from isblk.scsi.lun_number import lun_text, lun_to_bytes
 
 MOST_ANNOUNCED = 16

@@ -23,14 +23,26 @@ if ROOM < READ_ROOM:
 
 
 class Slot:
-    """One buffer: `memory` is all of it, `data` the `size` bytes behind the room."""
+    """One buffer: `memory` is all of it, `data` the `size` bytes behind the room; `reply` is what was last asked of it, for it is mostly the
+    same that is asked of the same buffer again."""
 
-    __slots__ = ("data", "memory", "size")
+    __slots__ = ("_end", "_start", "_view", "data", "memory", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.memory = memoryview(bytearray(ROOM + size))
         self.data = self.memory[ROOM:]
+        self._view = self.memory
+        self._start = 0
+        self._end = ROOM + size
+
+    def reply(self, start: int, end: int) -> memoryview:
+        """memory[start:end]."""
+        if start != self._start or end != self._end:
+            self._view = self.memory[start:end]
+            self._start = start
+            self._end = end
+        return self._view
 
 
 class Memory:

@@ -45,6 +45,7 @@ _WRITE: Final = Op.WRITE
 _CMD_READ: Final = int(Command.READ)
 _CMD_WRITE: Final = int(Command.WRITE)
 _FUA: Final = int(CommandFlag.FUA)
+_ALL: Final = slice(None)
 
 # Which flags each command takes; as int, for ~ of an IntFlag leaves unknown bits out. FUA is taken by all: "the server MUST accept all
 # commands with this bit set" (Command flags).
@@ -149,6 +150,7 @@ class Session:
         self._mask = device.geometry.block_size - 1
         self._extended = replies is wire.EXTENDED
         self._write_flags = int(CommandFlag.PAYLOAD_LEN) if self._extended else 0
+        self._submit_below = device.submit
         self._when_read = self._read_done  # bound once: a bound method for each request is an object for each
         self._when_written = self._write_done
 
@@ -231,7 +233,7 @@ class Session:
         request = NbdRequest(_READ, offset, length, data, False, self._when_read)
         request.cookie = cookie
         request.slot = slot
-        self.device.submit(request)
+        self._submit_below(request)
         return True
 
     def _write(self, flags: int, cookie: int, offset: int, length: int) -> bool:
@@ -252,10 +254,10 @@ class Session:
         if after > end:
             self._land(request, data, body)
             return False
-        data[:] = self._view[body:after]
+        data[_ALL] = self._view[body:after]
         self._start = after
         self.in_flight += 1
-        self.device.submit(request)
+        self._submit_below(request)
         return True
 
     def _land(self, request: NbdRequest, data: memoryview, body: int) -> None:
@@ -389,7 +391,7 @@ class Session:
             return
         length = request.length
         self._replies.pack_read(slot.memory, self._at, request.cookie, request.offset, length)
-        self._out.append(slot.memory[self._at : ROOM + length])
+        self._out.append(slot.reply(self._at, ROOM + length))
         self._slots.append(slot)
         self.counters.reads += 1
         self.counters.bytes_read += length

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from struct import Struct
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from isblk.block.request import Provisioned
@@ -243,28 +243,35 @@ def allocation(found: Sequence[Provisioned], offset: int, length: int, reads_zer
     return extents or [(length, 0)]
 
 
-class Replies(Protocol):
-    """One form of replies: how long a READ's header is and how it is packed, and the replies without data."""
+class Replies:
+    """One form of replies: how long a READ's header is and how it is packed, and the replies without data.
 
-    name: str
-    read_header: int
-    request: Struct
-    request_magic: int
+    A class and not a Protocol: compiled, what it is called for each request is then found without looking.
+    """
+
+    name: ClassVar[str]
+    read_header: ClassVar[int]
+    request: ClassVar[Struct]
+    request_magic: ClassVar[int]
 
     def pack_read(self, buffer: memoryview, at: int, cookie: int, offset: int, length: int) -> None:
         """Put the header of a READ's reply into `buffer` at `at`; `length` bytes of data follow it."""
+        raise NotImplementedError
 
     def done(self, cookie: int, offset: int) -> bytes:
         """Success without data."""
+        raise NotImplementedError
 
     def error(self, cookie: int, offset: int, error: int, message: str) -> bytes:
         """Failure of any request."""
+        raise NotImplementedError
 
     def status(self, cookie: int, offset: int, extents: Sequence[tuple[int, int]]) -> bytes:
         """The one chunk of a BLOCK_STATUS: extents as (length in bytes, State)."""
+        raise NotImplementedError
 
 
-class SimpleReplies:
+class SimpleReplies(Replies):
     """Simple replies: an error number and nothing else."""
 
     name = "simple"
@@ -289,7 +296,7 @@ class SimpleReplies:
         raise AssertionError("a block status was accepted without structured replies")
 
 
-class StructuredReplies:
+class StructuredReplies(Replies):
     """Structured replies: READ and errors in chunks; a plain success stays a simple reply, which is shorter and allowed."""
 
     name = "structured"
@@ -317,7 +324,7 @@ class StructuredReplies:
         return CHUNK.pack(STRUCTURED_REPLY_MAGIC, DONE, ChunkType.BLOCK_STATUS, cookie, len(body)) + body
 
 
-class ExtendedReplies:
+class ExtendedReplies(Replies):
     """Chunks with extended headers, for everything."""
 
     name = "extended"

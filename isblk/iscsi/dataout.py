@@ -17,9 +17,9 @@ _RESERVED_LUN: Final = bytes(8)
 
 
 class DataOut:
-    """How this session sends write data: lengths in bytes, fixed when the login ended."""
+    """How this session sends write data: lengths in bytes, fixed when the login ended. A write of `immediate_limit` goes in its command."""
 
-    __slots__ = ("_data_digest", "_first_burst", "_header_digest", "_immediate_limit", "_plain", "_segment", "_solicited_only")
+    __slots__ = ("_data_digest", "_first_burst", "_header_digest", "_plain", "_segment", "_solicited_only", "immediate_limit")
 
     def __init__(self, negotiated: Negotiated) -> None:
         self._header_digest = negotiated.header_digest
@@ -27,12 +27,12 @@ class DataOut:
         self._segment = negotiated.target_max_recv_data_segment_length
         self._first_burst = negotiated.first_burst_length
         self._solicited_only = negotiated.initial_r2t
-        self._immediate_limit = min(self._segment, self._first_burst) if negotiated.immediate_data else 0
+        self.immediate_limit = min(self._segment, self._first_burst) if negotiated.immediate_data else 0
         self._plain = not (self._header_digest or self._data_digest) and self._segment % 4 == 0
 
     def immediate(self, length: int) -> int:
         """How many bytes of a write of `length` travel in the command itself (13.11, 13.12)."""
-        return min(length, self._immediate_limit)
+        return min(length, self.immediate_limit)
 
     def unsolicited(self, length: int) -> int:
         """How many bytes may be sent before any R2T, immediate data included (13.10, 13.14)."""

@@ -1,8 +1,8 @@
 """Framing: a byte stream to PDUs and back; where the next bytes land, padding, AHS, digests, limits (RFC 7143 11.2, 13.1).
 
 Theory of operation. The connection asks `receive_buffer` where the next bytes must land and says `received(n)` when they have. Small PDUs
-are taken whole out of one read-ahead buffer, many per receive; views of it are lent to the sink only during `deliver`. When the data
-segment of a large PDU has only begun, the sink is asked (`place`) for the memory it belongs to, and the rest lands there without a copy.
+are taken whole out of one read-ahead buffer, many per receive; views of it are lent to the sink only during `deliver`. A sink that knows
+of a shorter way for what is common (`Run`) is shown the buffer first and takes as many PDUs as it likes. When the data segment of a large PDU has only begun, the sink is asked (`place`) for the memory it belongs to, and the rest lands there without a copy.
 After such a landing the read-ahead shrinks, so that of a run of large Data-In PDUs only little passes through the buffer; it grows back
 when small PDUs fill it.
 
@@ -12,6 +12,7 @@ wrong).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from crc32c import crc32c
@@ -42,6 +43,11 @@ class Sink(Protocol):
         """One PDU: views valid during the call only; `data` is the view that `place` returned if it was placed."""
 
 
+Run = Callable[[memoryview, int, int, int], int]
+"""`run(view, start, end, limit)`: takes PDUs, one after another, out of view[start:end], which has neither digests nor anything checked, no
+data segment longer than `limit` bytes; returns where the first one begins that it leaves to `deliver`."""
+
+
 class Framer:
     """The receiving half for one connection; `max_data_segment_length` in bytes is what we declared to the peer."""
 
@@ -54,6 +60,7 @@ class Framer:
         "_header",
         "_header_digest",
         "_landing",
+        "_run",
         "_sink",
         "_start",
         "_switched",
@@ -64,6 +71,7 @@ class Framer:
     def __init__(self, sink: Sink, max_data_segment_length: int = pdu.LOGIN_DATA_SEGMENT_LENGTH) -> None:
         self.limit = max_data_segment_length
         self._sink = sink
+        self._run: Run | None = None
         self._header_digest = False
         self._data_digest = False
         self._buffer = bytearray(READ_AHEAD)
@@ -82,9 +90,10 @@ class Framer:
         self._data_digest = data
         self._switched = True
 
-    def switch(self, sink: Sink, max_data_segment_length: int) -> None:
-        """Deliver to another sink from the next PDU on, with another limit in bytes. May be called within `deliver`."""
+    def switch(self, sink: Sink, max_data_segment_length: int, run: Run | None = None) -> None:
+        """Deliver to another sink from the next PDU on, with another limit in bytes. May be called within `deliver`, not within `run`."""
         self._sink = sink
+        self._run = run
         self.limit = max_data_segment_length
         self._switched = True
 
@@ -122,11 +131,15 @@ class Framer:
         self._end = pending
 
     def _take(self) -> None:
-        """Deliver every whole PDU in the buffer. Hot: the common PDU (no AHS, no digests) costs one unpack, two views and the delivery."""
-        view, sink, limit = self._view, self._sink, self.limit
+        """Deliver every whole PDU in the buffer. Hot: without digests the sink's own `run` takes most of them."""
+        view, sink, limit, run = self._view, self._sink, self.limit, self._run
         unpack = pdu.LENGTHS.unpack_from
         plain = not (self._header_digest or self._data_digest)
         while self._end - self._start >= pdu.BHS_LENGTH:
+            if run is not None and plain:
+                self._start = run(view, self._start, self._end, limit)
+                if self._end - self._start < pdu.BHS_LENGTH:
+                    return
             start = self._start
             (length,) = unpack(view, start + 4)
             if plain and length <= limit:

@@ -138,6 +138,8 @@ TARGET: Final = Struct(">BBBBI8s8I")
 """Any PDU of the target: opcode, flags, two bytes, lengths, LUN (or ISID, TSIH), ITT, TTT, StatSN, ExpCmdSN, MaxCmdSN, words 36 40 44."""
 HOT_TARGET: Final = Struct(">xBBBI8x8I")
 """The same without opcode and LUN: what the receive path looks at."""
+WHOLE_TARGET: Final = Struct(">BBBBI8x8I")
+"""The same without the LUN: for whoever does not know the opcode yet."""
 LENGTHS: Final = Struct(">I")
 """Bytes 4 to 7: TotalAHSLength in 4-byte words, then DataSegmentLength in bytes."""
 

@@ -36,6 +36,13 @@ _RESETS: Final = (pdu.TaskManagement.TARGET_WARM_RESET, pdu.TaskManagement.TARGE
 
 _pack_command: Final = pdu.COMMAND.pack
 _unpack_target: Final = pdu.HOT_TARGET.unpack_from
+_unpack_whole: Final = pdu.WHOLE_TARGET.unpack_from
+_DATA_IN: Final = pdu.DATA_IN
+_SCSI_RESPONSE: Final = pdu.SCSI_RESPONSE
+_BHS_LENGTH: Final = pdu.BHS_LENGTH
+_LAST_DATA: Final = pdu.FINAL | pdu.DATA_STATUS
+_FINAL: Final = pdu.FINAL
+_ALL: Final = slice(None)
 
 
 class State(Enum):
@@ -248,7 +255,19 @@ class Session:
             wire.out.append(_pack_command(pdu.SCSI_COMMAND, flags, 0, 0, task.lun, itt, task.length, cmd_sn, wire.exp_stat_sn, task.cdb))
 
     def _send_write(self, task: Task, source: memoryview) -> None:
-        """The command with its immediate data, then unsolicited Data-Out; F=0 promises exactly the latter (11.3.1, 4.2.5.2)."""
+        """The command with its immediate data, then unsolicited Data-Out; F=0 promises exactly the latter (11.3.1, 4.2.5.2).
+
+        Hot where all of it is immediate.
+        """
+        wire = self.wire
+        if task.length <= self._data_out.immediate_limit and not (wire.digests or wire.trace or task.length & 3 or len(task.cdb) > 16):
+            flags = _WRITE_FLAGS | pdu.FINAL
+            length = task.transferred = task.length
+            command = _pack_command(
+                pdu.SCSI_COMMAND, flags, 0, length, task.lun, task.itt, length, task.cmd_sn, wire.exp_stat_sn, task.cdb
+            )
+            wire.out += (command, source)
+            return
         immediate = self._data_out.immediate(task.length)
         unsolicited = self._data_out.unsolicited(task.length)
         self._send_command(task, _WRITE_FLAGS | (pdu.FINAL if unsolicited == immediate else 0), source[:immediate])
@@ -282,6 +301,45 @@ class Session:
             handler(self, bhs, data)
         if self._waiting:
             self._send_waiting()
+
+    def run(self, view: memoryview, start: int, end: int, limit: int) -> int:
+        """Hot. What framer.Run is: takes each PDU that ends a task of ours as every task should end, and leaves the first other one.
+
+        That is the whole data of a read with its status, or the answer to a write of which all was sent: one unpack, one copy. What is
+        looked at here is all that `deliver` would look at; whatever is not as expected is left to it.
+        """
+        tasks, wire = self._tasks, self.wire
+        if wire.trace is not None or self._handlers is not _FULL:
+            return start
+        window = wire.window
+        while end - start >= _BHS_LENGTH and not self._lent:
+            (opcode, flags, response, status, length, itt, _, stat_sn, exp_cmd_sn, max_cmd_sn, data_sn, offset, _) = _unpack_whole(view, start)
+            body = start + _BHS_LENGTH
+            after = body + length
+            task = tasks.get(itt)
+            if task is None or status or stat_sn != wire.exp_stat_sn or after > end:
+                break
+            if opcode == _DATA_IN:
+                into = task.read_into
+                if flags != _LAST_DATA or into is None or length != task.length or data_sn or offset or task.data_sn or length & 3:
+                    break
+                if length > limit:
+                    break
+                into[_ALL] = view[body:after]
+                task.data_sn = 1
+                task.transferred = length
+            elif opcode != _SCSI_RESPONSE or flags != _FINAL or response or length or task.transferred != task.length:
+                break
+            wire.exp_stat_sn = (stat_sn + 1) & MASK
+            window.update(exp_cmd_sn, max_cmd_sn)
+            del tasks[itt]
+            start = after
+            task.finished()
+            if self._waiting:
+                self._send_waiting()
+            if self._handlers is not _FULL:  # Its callback has ended the session.
+                break
+        return start
 
     def _refuse(self, opcode: int) -> None:
         name = pdu.NAMES.get(opcode, f"opcode 0x{opcode:02x}")

@@ -217,7 +217,7 @@ class _LoginSink:
             session = Session(result, self._discovery)
             session.wire.trace = self._access.trace
             negotiated = result.negotiated
-            self.framer.switch(session, negotiated.max_recv_data_segment_length)
+            self.framer.switch(session, negotiated.max_recv_data_segment_length, session.run)
             self.framer.enable_digests(negotiated.header_digest, negotiated.data_digest)
             self.session = session
 

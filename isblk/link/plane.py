@@ -19,25 +19,25 @@ from __future__ import annotations
 
 import logging
 import select
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
-from typing import Protocol
+from typing import Final, Protocol, cast
 
 import trio
 
 from isblk.link.busypoll import BusyPoll
 
-BURST_SECONDS = 0.005
+BURST_SECONDS: Final = 0.005
 """How long a burst may keep trio from running."""
-PATIENCE_SECONDS = 0.02
+PATIENCE_SECONDS = 0.02  # not Final, which would compile it in: tests whose target runs in the plane's own thread shorten it
 """How long a poll within a burst waits for the next event at most. (A millisecond was measured to cost a third of the rate at depth 1: a
 timer that near has to be programmed into the processor each time, which a virtual machine pays dearly.)"""
 
-READABLE = select.EPOLLIN | select.EPOLLRDHUP
-WRITABLE = select.EPOLLOUT
+READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP
+WRITABLE: Final = select.EPOLLOUT
 
-_log = logging.getLogger(__name__)
+_log: Final = logging.getLogger(__name__)
 
 
 class Handler(Protocol):
@@ -50,8 +50,8 @@ class Handler(Protocol):
         """`ready` or the batch's end raised: end what this stands for."""
 
 
-class Plane(trio.abc.Instrument):
-    """The plane; `run` is its one task. (An Instrument of trio's to hear, at no cost, when a task could run.)"""
+class Plane:
+    """The plane; `run` is its one task. (It serves trio as an instrument to hear, at no cost, when a task could run.)"""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -118,7 +118,8 @@ class Plane(trio.abc.Instrument):
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            trio.lowlevel.add_instrument(self)
+            instrument = cast(trio.abc.Instrument, self)  # It need not be one (trio.abc.Instrument), and compiled it cannot.
+            trio.lowlevel.add_instrument(instrument)
             task_status.started()
             try:
                 while True:
@@ -126,7 +127,7 @@ class Plane(trio.abc.Instrument):
                     self._burst()
             finally:
                 self._nursery = None
-                trio.lowlevel.remove_instrument(self)
+                trio.lowlevel.remove_instrument(instrument)
 
     def task_scheduled(self, task: trio.lowlevel.Task) -> None:
         """A task of trio's can run: what a handler did has woken it, when this is heard within a burst."""
@@ -200,38 +201,3 @@ class Plane(trio.abc.Instrument):
             handler.broken(error)
         except Exception:
             _log.exception("ending a broken handler failed")
-
-
-@asynccontextmanager
-async def running_plane() -> AsyncIterator[Plane]:
-    """A plane with its task, for the length of a block; an exception of the block comes out as itself, not in a group.
-
-    A cancellation from outside ends the block, and the plane only after it: the logout on the way out still has to be sent.
-    """
-    plane = Plane()
-    scope = trio.CancelScope()
-
-    async def serve(task_status: trio.TaskStatus[None]) -> None:
-        with scope:
-            await plane.run(task_status)
-
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve)
-            scope.shield = True  # Not before: a start that is cancelled must end it.
-            try:
-                yield plane
-            finally:
-                scope.cancel()
-    except BaseExceptionGroup as group:
-        raise _single(group) from None
-    finally:
-        plane.close()
-
-
-def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception in a group of groups, or the group when there are several."""
-    inner: BaseException = group
-    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
-        inner = inner.exceptions[0]
-    return inner

@@ -60,8 +60,8 @@ _unmap_descriptor = struct.Struct(">QI4x").pack
 _report_luns = struct.Struct(">BxB3xIxx").pack
 _maintenance_in = struct.Struct(">BB4xIxx").pack
 
-TransferBuilder = Callable[[int, int, int], bytes]
-"""`(lba, blocks, flags) -> CDB`: `lba` and `blocks` in logical blocks, `flags` of FUA and DPO."""
+TransferPacker = Callable[[int, int, int, int], bytes]
+"""`(opcode, flags, lba, blocks) -> CDB`: `lba` and `blocks` in logical blocks, `flags` of FUA and DPO."""
 
 
 def test_unit_ready() -> bytes:
@@ -114,14 +114,16 @@ def write_16(lba: int, blocks: int, flags: int = 0) -> bytes:
     return _transfer_16(WRITE_16, flags, lba, blocks)
 
 
-def transfer_builders(device_blocks: int, max_blocks: int) -> tuple[TransferBuilder, TransferBuilder]:
-    """READ and WRITE builders for a device of `device_blocks` blocks whose transfers never exceed `max_blocks` blocks.
+def transfers(device_blocks: int, max_blocks: int) -> tuple[TransferPacker, int, int]:
+    """How to pack a READ or WRITE for a device of `device_blocks` blocks whose transfers never exceed `max_blocks` blocks, and both opcodes.
+
+    Not the functions above: a call more for each I/O.
 
     The 10-byte forms are preferred where they reach: every target has them, some small ones have no others.
     """
     if device_blocks - 1 <= LAST_LBA_10 and max_blocks <= MAX_BLOCKS_10:
-        return read_10, write_10
-    return read_16, write_16
+        return _transfer_10, READ_10, WRITE_10
+    return _transfer_16, READ_16, WRITE_16
 
 
 def synchronize_cache_10(lba: int = 0, blocks: int = 0) -> bytes:

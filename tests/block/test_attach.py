@@ -17,7 +17,7 @@ from isblk.iscsi.names import Isid, Portal
 from isblk.link.connection import Timing
 from isblk.link.keeper import BackOff, Phase
 from isblk.link.opening import Access
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.target.config import PortalConfig
 from support.targets import RunningTarget, disk, running_target
 

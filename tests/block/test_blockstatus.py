@@ -18,7 +18,7 @@ from isblk.block.stack import Disk
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.connection import Timing
 from isblk.link.opening import Access
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.scsi.data import Provisioning
 from support.targets import MIB, RunningTarget, disk, running_target
 

@@ -12,7 +12,7 @@ from isblk.config import LoginOptions
 from isblk.doctor.sessions import LOGOUT_SECONDS
 from isblk.iscsi.chap import Credentials
 from isblk.link.opening import opened
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.state import claim_slot
 from isblk.target.config import PortalConfig, Redirect
 from support.doctor import examined, names, text, who

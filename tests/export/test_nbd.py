@@ -17,7 +17,7 @@ from isblk.errors import RequestFailed
 from isblk.export import nbd
 from isblk.export.nbd import STALL_SECONDS, Export, NbdServer, preferred_block, transmission_flags
 from isblk.export.nbdwire import TransmissionFlag as Flag
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from support import rawnbd as raw
 from support.memorydevice import MemoryDevice
 from support.nbdserving import SIZE, exports_of, serving, settled, until

@@ -17,7 +17,7 @@ from isblk.block.request import Op
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.keeper import BackOff
 from isblk.link.opening import Access
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.scsi.data import AccessState
 from support.lio import Lio
 from support.oracle import Oracle

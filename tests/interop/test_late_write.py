@@ -22,7 +22,7 @@ from isblk.errors import RequestFailed
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.keeper import BackOff
 from isblk.link.opening import Access
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.link.sweeper import Timing
 from isblk.target.config import PortalConfig, Reinstatement
 from support.faultline import Fault, Relay, Way

@@ -24,7 +24,7 @@ from isblk.iscsi.chap import MD5_ALONE, Algorithm, Credentials
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.connection import Connection
 from isblk.link.opening import Access, opened
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.scsi import cdb
 from support.commands import Commands, get, put
 from support.lio import Lio

@@ -18,7 +18,7 @@ import trio
 
 from isblk.block.gate import Gate
 from isblk.export.nbd import Export, NbdServer
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from support import rawnbd as raw
 from support.memorydevice import MemoryDevice
 from support.nbdserving import until

@@ -65,7 +65,7 @@ class Start:
         result = self.conversation.result
         if result is not None:
             self.session = Session(result, self.discovery)
-            self.framer.switch(self.session, result.negotiated.max_recv_data_segment_length)
+            self.framer.switch(self.session, result.negotiated.max_recv_data_segment_length, self.session.run)
             self.framer.enable_digests(result.negotiated.header_digest, result.negotiated.data_digest)
 
     def outgoing(self) -> list[bytes | memoryview]:

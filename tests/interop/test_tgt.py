@@ -23,7 +23,7 @@ from isblk.iscsi.chap import Credentials
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.connection import Connection
 from isblk.link.opening import Access, opened
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from support.commands import Commands, get, put
 from support.mounts import Mounts
 from support.processes import Processes, isblk

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ from isblk.iscsi.names import Portal
 from isblk.iscsi.pdu import TaskManagement
 from isblk.iscsi.task import Task
 from isblk.link.connection import PIECES, RECEIVES, SENDS, Connection, Timing
-from isblk.link.plane import WRITABLE, Plane, running_plane
+from isblk.link.plane import WRITABLE, Plane
+from isblk.link.running import running_plane
 from support.scripts import LUN_1, NO_TAG, READ_CDB, WRITE_CDB, Script, Sent, taken_apart
 
 CALM = Timing(noop_interval=0, task_timeout=1000)
@@ -753,7 +755,9 @@ def test_a_connection_watches_for_room_only_while_a_send_is_stuck() -> None:
     script = Script()
     sock: Any = Stingy(here, [10, 0, 10, 0])
     connection = Connection(plane, sock, script.framer, script.session, Portal("192.0.2.1", 3260), CALM)
-    plane.watch = lambda descriptor, *, reading, writing: watched.append(writing)  # type: ignore[method-assign]
+    kernel: Any = SimpleNamespace(modify=lambda _, events: watched.append(bool(events & WRITABLE)), close=plane._epoll.close)
+    kernel.unregister = plane._epoll.unregister
+    plane._epoll = kernel
     connection.submit(Task(LUN_1, bytes(6)))
     connection.kick()
     connection.kick()

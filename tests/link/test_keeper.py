@@ -17,7 +17,7 @@ from isblk.iscsi.names import Isid, Portal
 from isblk.link import keeper as keepers
 from isblk.link.keeper import HASTE_SECONDS, BackOff, Keeper, Phase
 from isblk.link.opening import Access
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 
 A, B = Portal("192.0.2.1", 3260), Portal("192.0.2.2", 3260)
 ISID = Isid.from_random(1)

@@ -21,7 +21,7 @@ from isblk.iscsi.login import AuthenticationFailed
 from isblk.iscsi.names import Isid, Portal
 from isblk.link.connection import Connection, Timing
 from isblk.link.opening import REDIRECTS, Access, log_in, opened
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.scsi import cdb
 from isblk.target.config import Offer, PortalConfig, Redirect
 from isblk.target.core import Connection as TargetConnection

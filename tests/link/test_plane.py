@@ -14,7 +14,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from isblk.link import plane as module
-from isblk.link.plane import BURST_SECONDS, WRITABLE, Plane, running_plane
+from isblk.link.plane import BURST_SECONDS, WRITABLE, Plane
+from isblk.link.running import running_plane
 
 
 class Ear:

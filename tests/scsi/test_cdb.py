@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from isblk.scsi import cdb
@@ -66,7 +68,9 @@ def test_the_largest_unmap_parameter_list_fits_its_length_field() -> None:
         (1 << 20, 0x10000, (cdb.read_16, cdb.write_16)),
     ],
 )
-def test_ten_byte_transfers_are_chosen_exactly_where_they_reach(device_blocks: int, max_blocks: int, expected: object) -> None:
-    read, write = cdb.transfer_builders(device_blocks, max_blocks)
-    assert (read, write) == expected
-    assert read(device_blocks - 1, max_blocks, 0)[0] in (cdb.READ_10, cdb.READ_16)
+def test_ten_byte_transfers_are_chosen_exactly_where_they_reach(
+    device_blocks: int, max_blocks: int, expected: tuple[Callable[..., bytes], Callable[..., bytes]]
+) -> None:
+    pack, *opcodes = cdb.transfers(device_blocks, max_blocks)
+    for opcode, builder in zip(opcodes, expected, strict=True):
+        assert pack(opcode, cdb.FUA, device_blocks - 1, max_blocks) == builder(device_blocks - 1, max_blocks, cdb.FUA)

@@ -29,7 +29,7 @@ from isblk.export import fuse, fusekernel
 from isblk.export.files import Details, Owner, Volume
 from isblk.export.fuseoptions import Caching, Counters, Engine, MountOptions
 from isblk.export.mountpoint import prepare, unmount
-from isblk.link.plane import running_plane
+from isblk.link.running import running_plane
 from isblk.scsi.data import Provisioning
 
 VARIANTS = {

@@ -12,7 +12,8 @@ import trio
 
 from isblk.block.gate import Gate
 from isblk.export.nbd import Export, NbdServer
-from isblk.link.plane import Plane, running_plane
+from isblk.link.plane import Plane
+from isblk.link.running import running_plane
 from support.memorydevice import MemoryDevice
 from support.rawnbd import RawClient
 
