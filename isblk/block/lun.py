@@ -78,7 +78,7 @@ class LogicalUnit:
         self._mode_being_read = False
         self._mode_stale = False
         self._zero_ways = _zero_ways(description)
-        self._starters = (self._read, self._write, self._flush, self._trim, self._zero)  # in the order of Op
+        self._starters = (self._in_pieces, self._write, self._flush, self._trim, self._zero)  # in the order of Op
         self._describe(description)
         link.hearers[description.lun] = self.attention
 
@@ -102,33 +102,30 @@ class LogicalUnit:
         return self._geometry
 
     def submit(self, request: Request) -> None:
-        """Queue one request of whole blocks."""
-        if request.op is _READ:
-            self._read(request)
-        elif request.op is _WRITE:
-            self._write(request)
+        """Queue one request of whole blocks. Hot for a READ, or a WRITE without FUA, that is one command."""
+        op, length = request.op, request.length
+        if op > _WRITE or request.fua or not 0 < length <= self._most_bytes:
+            self._starters[op](request)
+            return
+        shift = self._shift
+        if op is _READ:
+            command = self._pack(self._read_opcode, 0, request.offset >> shift, length >> shift)
+            self._submit_task(Transfer(self, command, request, request.data))
         else:
-            self._starters[request.op](request)
+            command = self._pack(self._write_opcode, 0, request.offset >> shift, length >> shift)
+            self._submit_task(Transfer(self, command, request, None, request.data))
 
     def kick(self) -> None:
         """End of a batch: send what was queued."""
         self.link.kick()
 
-    def _read(self, request: Request) -> None:
-        if 0 < request.length <= self._most_bytes:
-            shift = self._shift
-            command = self._pack(self._read_opcode, 0, request.offset >> shift, request.length >> shift)
-            self._submit_task(Transfer(self, command, request, request.data))
-        else:
-            self._in_pieces(request)
-
     def _write(self, request: Request) -> None:
+        """A WRITE with FUA, or one that is too long, or empty."""
         if request.fua and self._fua_is_flush:
             self._then_flush(request)
         elif 0 < request.length <= self._most_bytes:
-            shift = self._shift
             flags = self._fua_flag if request.fua else 0
-            command = self._pack(self._write_opcode, flags, request.offset >> shift, request.length >> shift)
+            command = self._pack(self._write_opcode, flags, request.offset >> self._shift, request.length >> self._shift)
             self._submit_task(Transfer(self, command, request, None, request.data))
         else:
             self._in_pieces(request)

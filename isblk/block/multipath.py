@@ -52,7 +52,15 @@ class Carried(Request):
     __slots__ = ("device", "path", "request", "session", "started", "weight")
 
     def __init__(self, device: Multipath, request: Request, path: Path, done: Callable[[Request], None] | None = None) -> None:
-        super().__init__(request.op, request.offset, request.length, request.data, request.fua, done)
+        self.op = request.op  # Not super().__init__, which is one call more for each request.
+        self.offset = request.offset
+        self.length = request.length
+        self.data = request.data
+        self.fua = request.fua
+        self.done = done
+        self.gate = self.lock = None
+        self.error = None
+        self.finished = False
         self.device = device
         self.request = request
         self.path = path

@@ -6,7 +6,7 @@ in one piece. No buffer means: read no more from that client until one comes bac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from isblk.export.nbdwire import READ_ROOM
@@ -79,6 +79,23 @@ class Memory:
         if size in _KEPT and len(free := self._free[size]) < _KEPT[size]:
             free.append(slot)
         if self.short:
-            self.short = False
-            if self.on_room is not None:
-                self.on_room()
+            self._tell()
+
+    def give_all(self, slots: Sequence[Slot]) -> None:
+        """Take many back. Hot for small ones."""
+        small = self._small
+        room = KEPT[0] - len(small)
+        for slot in slots:
+            if slot.size == 4096 and room > 0:
+                room -= 1
+                self.used -= 4096
+                small.append(slot)
+            else:
+                self.give(slot)
+        if self.short and slots:
+            self._tell()
+
+    def _tell(self) -> None:
+        self.short = False
+        if self.on_room is not None:
+            self.on_room()

@@ -479,10 +479,9 @@ class Session:
         lent, self._lent = self._lent, []
         self.open -= self._lent_replies
         self._lent_replies = 0
-        give = self._memory.give
         for slot in lent:
             self.held -= slot.size
-            give(slot)
+        self._memory.give_all(lent)
 
     @property
     def landing(self) -> bool:

@@ -106,10 +106,10 @@ class Session:
             task.finished()
             return
         task.epoch = self.epoch
-        if self.wire.window.room > 0 and not self._waiting:
-            self._send(task)
-        else:
+        if self._waiting or self.wire.window.room <= 0:
             self._waiting.append(task)
+        else:
+            self._send(task)
 
     def outgoing(self) -> list[bytes | memoryview]:
         """What must be sent now, in wire order: headers, and views of the tasks' own data. Ask again only when all of it was sent."""
@@ -311,9 +311,9 @@ class Session:
         tasks, wire = self._tasks, self.wire
         if wire.trace is not None or self._handlers is not _FULL:
             return start
-        window = wire.window
+        window, exp_cmd_sn, max_cmd_sn = wire.window, -1, 0
         while end - start >= _BHS_LENGTH and not self._lent:
-            (opcode, flags, response, status, length, itt, _, stat_sn, exp_cmd_sn, max_cmd_sn, data_sn, offset, _) = _unpack_whole(view, start)
+            opcode, flags, response, status, length, itt, _, stat_sn, exp, most, data_sn, offset, _ = _unpack_whole(view, start)
             body = start + _BHS_LENGTH
             after = body + length
             task = tasks.get(itt)
@@ -331,14 +331,16 @@ class Session:
             elif opcode != _SCSI_RESPONSE or flags != _FINAL or response or length or task.transferred != task.length:
                 break
             wire.exp_stat_sn = (stat_sn + 1) & MASK
-            window.update(exp_cmd_sn, max_cmd_sn)
+            exp_cmd_sn, max_cmd_sn = exp, most
             del tasks[itt]
             start = after
             task.finished()
-            if self._waiting:
-                self._send_waiting()
             if self._handlers is not _FULL:  # Its callback has ended the session.
                 break
+        if exp_cmd_sn >= 0:  # Those of the last answer say all that those before it said.
+            window.update(exp_cmd_sn, max_cmd_sn)
+            if self._waiting:
+                self._send_waiting()
         return start
 
     def _refuse(self, opcode: int) -> None:

@@ -87,6 +87,8 @@ class Connection:
         tap: Tap | None = None,
     ) -> None:
         self.session = session
+        self.submit: Callable[[Task], None] = session.submit
+        """Queue a task; `kick` sends. The session's own: a method here would be one call more for each."""
         self.portal = portal
         self.timing = timing
         self.traffic = Traffic()
@@ -119,10 +121,6 @@ class Connection:
     def negotiated(self) -> Negotiated:
         """What the login agreed on."""
         return self.session.negotiated
-
-    def submit(self, task: Task) -> None:
-        """Queue a task; `kick` sends."""
-        self.session.submit(task)
 
     def tasks(self) -> list[Task]:
         """Those that have not finished, the oldest first."""
