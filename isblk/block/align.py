@@ -79,7 +79,9 @@ class Aligned(Witness):
         elif self._exclusive:
             self._claim(request, request.offset, request.offset + request.length, exclusive=False)
         else:
-            self._change(request)
+            self._changing.add(request)
+            request.lock = self
+            self._submit_below(request)
 
     def kick(self) -> None:
         """End of a batch."""

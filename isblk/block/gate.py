@@ -20,6 +20,9 @@ from isblk.block.latency import Histogram, Sampler
 from isblk.block.request import Device, Geometry, Op, Request, Witness
 from isblk.errors import RequestInvalid, kind_of
 
+_READ: Final = Op.READ
+_WRITE: Final = Op.WRITE
+_FLUSH: Final = Op.FLUSH
 _CHANGES: Final = (Op.WRITE, Op.TRIM, Op.ZERO)
 
 
@@ -81,9 +84,10 @@ class Gate(Witness):
         """Hot. Check, count and pass on. What cannot be is finished here with RequestInvalid."""
         geometry = self._device.geometry
         op, length = request.op, request.length
-        plain = op is Op.READ and 0 < length == len(request.data or b"") and 0 <= request.offset <= geometry.size - length
-        if not (plain and not self._closed) and not self._admit(request, geometry):
-            return
+        plain = op <= _WRITE and 0 < length == len(request.data or b"") and 0 <= request.offset <= geometry.size - length
+        if not plain or self._closed or (geometry.read_only and op is _WRITE):
+            if not self._admit(request, geometry):
+                return
         request.gate = self
         self.in_flight += 1
         self._until -= 1
@@ -119,11 +123,11 @@ class Gate(Witness):
 
     def passed(self, request: Request) -> None:
         """Hot. A request has ended: count it."""
-        counters = self.counters
-        counters.requests[request.op] += 1
+        counters, op = self.counters, request.op
+        counters.requests[op] += 1
         if request.error is None:
-            counters.bytes[request.op] += request.length
-            if request.op in _CHANGES and not request.fua:
+            counters.bytes[op] += request.length
+            if op is not _READ and op is not _FLUSH and not request.fua:
                 self._changes += 1
         else:
             counters.failed(request.error)
@@ -143,7 +147,7 @@ class Gate(Witness):
         _give_back(request, done)
 
     def _admit(self, request: Request, geometry: Geometry) -> bool:
-        """Everything but the plainest reads: check; False when the request has been finished."""
+        """Everything but plain reads and writes: check; False when the request has been finished."""
         error = self._refusal(request, geometry)
         if error is not None:
             self.counters.failed(error)

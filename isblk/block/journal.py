@@ -20,6 +20,12 @@ OVERHEAD: Final = 256
 """Bytes counted for each entry beside its data: many small writes are bounded too."""
 
 
+SMALL: Final = 4096
+"""Bytes of data that are copied without asking the request, which costs more than the copy."""
+_Kept = tuple[Op, int, int, bytes | memoryview | None, object]
+"""What an Entry is made of; an object for each would be a call for each."""
+
+
 class _Again(Request):
     """A change that is done again, from memory that `owner` keeps."""
 
@@ -29,8 +35,7 @@ class _Again(Request):
 
 
 class Entry:
-    """One acknowledged change; `data` None for TRIM and ZERO, else there as long as `owner` is referred to. (A named tuple cost half as much
-    again to make.)"""
+    """One acknowledged change; `data` None for TRIM and ZERO, else there as long as `owner` is referred to."""
 
     __slots__ = ("data", "length", "offset", "op", "owner")
 
@@ -54,14 +59,14 @@ class Journal:
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self.limit = limit
         self.bytes = 0
-        self._entries: deque[Entry] = deque()
+        self._entries: deque[_Kept] = deque()
         self._settled = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter(tuple(self._entries))
+        return iter([Entry(*kept) for kept in self._entries])
 
     @property
     def mark(self) -> int:
@@ -78,22 +83,27 @@ class Journal:
         """No more changes until a flush has succeeded."""
         return self.bytes >= self.limit
 
-    def append(self, request: Request) -> None:
-        """Keep a change that is about to be acknowledged, with its data."""
-        if request.data is None:
-            self._entries.append(Entry(request.op, request.offset, request.length, None, None))
+    def append(self, request: Request) -> bool:
+        """Hot. Keep a change that is about to be acknowledged, with its data; returns `filling`."""
+        data, length = request.data, request.length
+        if data is None:
+            self._entries.append((request.op, request.offset, length, None, None))
             self.bytes += OVERHEAD
-            return
-        data, owner = request.keep()
-        self._entries.append(Entry(request.op, request.offset, request.length, data, owner))
-        self.bytes += OVERHEAD + len(data)
+        elif length <= SMALL:
+            self._entries.append((request.op, request.offset, length, bytes(data), None))
+            self.bytes += OVERHEAD + length
+        else:
+            kept, owner = request.keep()
+            self._entries.append((request.op, request.offset, length, kept, owner))
+            self.bytes += OVERHEAD + length
+        return self.bytes * 2 >= self.limit
 
     def settle(self, mark: int) -> None:
         """A flush that was sent at `mark` has succeeded."""
         while self._entries and self._settled < mark:
-            entry = self._entries.popleft()
+            _, _, length, data, _ = self._entries.popleft()
             self._settled += 1
-            self.bytes -= OVERHEAD + (len(entry.data) if entry.data is not None else 0)
+            self.bytes -= OVERHEAD if data is None else OVERHEAD + length
 
     def clear(self) -> int:
         """Give everything up; returns how many entries that were."""

@@ -207,11 +207,11 @@ class Multipath:
             path.acknowledged += 1
         elif not len(self.journal):
             return
-        self.journal.append(request)
+        filling = self.journal.append(request)
         if not self.live:  # Its session is being left, and nobody lives who would notice that the target restarts.
             self.fence.replay_needed = True
             self._reconsider()
-        if self.journal.filling:
+        if filling:
             self._flush_journal()
 
     # ------------------------------------------------------------------ the careful road

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from isblk.block.journal import OVERHEAD, Journal
+from isblk.block.journal import OVERHEAD, SMALL, Journal
 from isblk.block.request import Op, Request
 
 
@@ -80,10 +80,10 @@ class Owner:
 @pytest.mark.source_form("has a kind of Request of its own")
 def test_memory_that_is_lent_is_lent_until_the_change_is_done_again_too() -> None:
     Owner.gone = 0
-    journal, data = Journal(), memoryview(bytearray(b"x" * 512))
-    journal.append(Lent(Op.WRITE, 0, 512, data))
+    journal, data = Journal(), memoryview(bytearray(b"x" * 2 * SMALL))
+    journal.append(Lent(Op.WRITE, 0, len(data), data))
     (again,) = [entry.request() for entry in journal]
-    assert again.data is not None and again.data.obj is data.obj and journal.bytes == 512 + OVERHEAD
+    assert again.data is not None and again.data.obj is data.obj and journal.bytes == len(data) + OVERHEAD
     journal.clear()
     assert not Owner.gone, "it is on its way"
     del again
