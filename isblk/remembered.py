@@ -14,9 +14,9 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from isblk.block.known import Known
 from isblk.block.request import Geometry
@@ -26,7 +26,6 @@ from isblk.state import durable_draft, make_directory
 VERSION = 1
 LARGEST_FILE = 1 << 22
 _MOST_LUN = (1 << 64) - 1
-_KINDS = {"int": int, "bool": bool}
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ def _known(number: int, found: Any) -> Known:
     wwid, geometry = found["wwid"], found["geometry"]
     if not all(isinstance(one, str) for one in (*texts.values(), wwid or "")):
         raise ValueError("a name that is no text")
-    kinds = {one.name: _KINDS[str(one.type)] for one in fields(Geometry)}
+    kinds = get_type_hints(Geometry)
     if set(geometry) != set(kinds) or not all(type(geometry[name]) is kind for name, kind in kinds.items()):
         raise ValueError("another geometry than isblk's")
     made = Geometry(**geometry)

@@ -37,6 +37,10 @@ log: Final = logging.getLogger(__name__)
 
 LARGEST_TRANSFER: Final = 8 << 20
 """Bytes of one READ or WRITE where the unit reports no limit or a higher one: larger gains nothing and holds up what is behind it."""
+ALONE: Final = 512 << 10
+"""Bytes of one WRITE where the session has nothing else to do: a longer one goes as several, so that the target asks for the data of one
+(R2T) while that of another is on its way. (A buffered writer of 1 MiB at a time: 541 MB/s became 597. Where others are on their way
+anyway, more commands only cost: 1129 MB/s at depth 8 became 1019.)"""
 LARGEST_WRITE_SAME: Final = 0x7FFFFF
 """Blocks of one WRITE SAME where the unit reports no limit (as Linux does)."""
 LARGEST_UNMAP: Final = 0xFFFFFFFF
@@ -78,7 +82,7 @@ class LogicalUnit:
         self._mode_being_read = False
         self._mode_stale = False
         self._zero_ways = _zero_ways(description)
-        self._starters = (self._in_pieces, self._write, self._flush, self._trim, self._zero)  # in the order of Op
+        self._starters = (self._read_in_pieces, self._write, self._flush, self._trim, self._zero)  # in the order of Op
         self._describe(description)
         link.hearers[description.lun] = self.attention
 
@@ -104,7 +108,7 @@ class LogicalUnit:
     def submit(self, request: Request) -> None:
         """Queue one request of whole blocks. Hot for a READ, or a WRITE without FUA, that is one command."""
         op, length = request.op, request.length
-        if op > _WRITE or request.fua or not 0 < length <= self._most_bytes:
+        if op > _WRITE or request.fua or not 0 < length <= self._most_bytes or (length > ALONE and op is _WRITE):
             self._starters[op](request)
             return
         shift = self._shift
@@ -120,18 +124,22 @@ class LogicalUnit:
         self.link.kick()
 
     def _write(self, request: Request) -> None:
-        """A WRITE with FUA, or one that is too long, or empty."""
+        """A WRITE with FUA, or one that is long, or empty."""
+        most = self._most_bytes if self.link.tasks() else min(self._most_bytes, ALONE)
         if request.fua and self._fua_is_flush:
             self._then_flush(request)
-        elif 0 < request.length <= self._most_bytes:
+        elif 0 < request.length <= most:
             flags = self._fua_flag if request.fua else 0
             command = self._pack(self._write_opcode, flags, request.offset >> self._shift, request.length >> self._shift)
             self._submit_task(Transfer(self, command, request, None, request.data))
         else:
-            self._in_pieces(request)
+            self._in_pieces(request, most)
 
-    def _in_pieces(self, request: Request) -> None:
-        Series(request, pieces(request, self._most_bytes), self.submit, self.kick).start()
+    def _read_in_pieces(self, request: Request) -> None:
+        self._in_pieces(request, self._most_bytes)
+
+    def _in_pieces(self, request: Request, most: int) -> None:
+        Series(request, pieces(request, most), self.submit, self.kick).start()
 
     def _then_flush(self, request: Request) -> None:
         """FUA for a unit or an operation without the bit: first the change, then the cache, if that was one cache all the time."""

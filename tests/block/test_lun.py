@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isblk.block.command import PathUnusable
-from isblk.block.lun import LARGEST_TRANSFER, LogicalUnit
+from isblk.block.lun import ALONE, LARGEST_TRANSFER, LogicalUnit
 from isblk.block.mapping import Extent
 from isblk.block.probe import ATTENTION_LIMIT, probe
 from isblk.block.request import Op, Request, flush, read, trim, write, zero
@@ -101,6 +101,21 @@ async def test_a_unit_without_a_limit_gets_transfers_of_bounded_size() -> None:
     unit, link = await unit_of(FakeDisk(blocks=2 * LARGEST_TRANSFER // 512))
     await read(unit, 0, LARGEST_TRANSFER + 512)
     assert [extent(cdb)[1] * 512 for cdb in link.sent] == [LARGEST_TRANSFER, 512]
+
+
+@pytest.mark.parametrize("fua", [False, True])
+async def test_a_long_write_goes_as_several_commands_only_where_the_session_has_nothing_else_to_do(fua: bool) -> None:
+    disk = FakeDisk(blocks=4 * ALONE // 512)
+    disk.fua = True
+    unit, link = await unit_of(disk)
+    data = bytes(range(256)) * (2 * ALONE // 256)
+    await write(unit, 512, data, fua=fua)
+    assert disk.content[512 : 512 + len(data)] == data
+    assert [extent(cdb)[1] * 512 for cdb in link.sent] == [ALONE, ALONE]
+    link.sent.clear()
+    unit.submit(Request(Op.READ, 0, 512, memoryview(bytearray(512))))
+    await write(unit, 512, data, fua=fua)
+    assert [extent(cdb)[1] * 512 for cdb in link.sent] == [512, 2 * ALONE]
 
 
 async def test_an_error_of_one_piece_fails_the_whole() -> None:
@@ -541,9 +556,10 @@ async def test_zeroes_are_written_where_write_same_is_unknown_and_that_is_rememb
     unit, link = await unit_of(disk)
     await zero(unit, 512, 3 << 20)
     assert disk.content == b"x" * 512 + bytes(3 << 20) + b"x" * (len(disk.content) - 512 - (3 << 20))
-    assert link.opcodes == [WRITE_SAME] + [WRITE_10] * 3
+    assert link.opcodes[0] == WRITE_SAME and set(link.opcodes[1:]) == {WRITE_10}
+    before = len(link.opcodes)
     await zero(unit, 0, 512)
-    assert link.opcodes[4:] == [WRITE_10]
+    assert link.opcodes[before:] == [WRITE_10]
 
 
 async def test_zero_falls_back_step_by_step() -> None:
