@@ -263,9 +263,9 @@ def arguments() -> argparse.Namespace:
 
 def environment(home: Path) -> dict[str, str]:
     """The caller's environment with isblk's state below `home`, so that a benchmark leaves nothing behind."""
-    places = {f"XDG_{kind}_HOME": str(home / kind.lower()) for kind in ("STATE", "CONFIG")}
     (home / "run").mkdir(mode=0o700)
-    return {**os.environ, **places, "XDG_RUNTIME_DIR": str(home / "run")}
+    ours = {"ISBLK_STATE_DIR": str(home / "state"), "ISBLK_RUN_DIR": str(home / "run"), "XDG_CONFIG_HOME": str(home / "config")}
+    return {**os.environ, **ours}
 
 
 def main() -> None:

@@ -85,9 +85,8 @@ class Gate(Witness):
         geometry = self._device.geometry
         op, length = request.op, request.length
         plain = op <= _WRITE and 0 < length == len(request.data or b"") and 0 <= request.offset <= geometry.size - length
-        if not plain or self._closed or (geometry.read_only and op is _WRITE):
-            if not self._admit(request, geometry):
-                return
+        if (not plain or self._closed or (geometry.read_only and op is _WRITE)) and not self._admit(request, geometry):
+            return
         request.gate = self
         self.in_flight += 1
         self._until -= 1

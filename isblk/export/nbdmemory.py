@@ -23,8 +23,10 @@ if ROOM < READ_ROOM:
 
 
 class Slot:
-    """One buffer: `memory` is all of it, `data` the `size` bytes behind the room; `reply` is what was last asked of it, for it is mostly the
-    same that is asked of the same buffer again."""
+    """One buffer: `memory` is all of it, `data` the `size` bytes behind the room.
+
+    The last `reply` is kept: it is mostly the same that is asked of a buffer again.
+    """
 
     __slots__ = ("_end", "_start", "_view", "data", "memory", "size")
 

@@ -1,10 +1,10 @@
 """Framing: a byte stream to PDUs and back; where the next bytes land, padding, AHS, digests, limits (RFC 7143 11.2, 13.1).
 
 Theory of operation. The connection asks `receive_buffer` where the next bytes must land and says `received(n)` when they have. Small PDUs
-are taken whole out of one read-ahead buffer, many per receive; views of it are lent to the sink only during `deliver`. A sink that knows
-of a shorter way for what is common (`Run`) is shown the buffer first and takes as many PDUs as it likes. When the data segment of a large PDU has only begun, the sink is asked (`place`) for the memory it belongs to, and the rest lands there without a copy.
-After such a landing the read-ahead shrinks, so that of a run of large Data-In PDUs only little passes through the buffer; it grows back
-when small PDUs fill it.
+are taken whole out of one read-ahead buffer, many per receive; views of it are lent to the sink only during `deliver`. A sink that knows a
+shorter way for what is common (`Run`) is shown the buffer first and takes as many PDUs as it likes. When the data segment of a large PDU
+has only begun, the sink is asked (`place`) for the memory it belongs to, and the rest lands there without a copy. After such a landing the
+read-ahead shrinks, so that of a run of large Data-In PDUs only little passes through the buffer; it grows back when small PDUs fill it.
 
 Every length is checked here before it is believed; the only exception that bytes can cause is ProtocolError (DigestError where a CRC is
 wrong).

@@ -263,9 +263,7 @@ class Session:
         if task.length <= self._data_out.immediate_limit and not (wire.digests or wire.trace or task.length & 3 or len(task.cdb) > 16):
             flags = _WRITE_FLAGS | pdu.FINAL
             length = task.transferred = task.length
-            command = _pack_command(
-                pdu.SCSI_COMMAND, flags, 0, length, task.lun, task.itt, length, task.cmd_sn, wire.exp_stat_sn, task.cdb
-            )
+            command = _pack_command(pdu.SCSI_COMMAND, flags, 0, length, task.lun, task.itt, length, task.cmd_sn, wire.exp_stat_sn, task.cdb)
             wire.out += (command, source)
             return
         immediate = self._data_out.immediate(task.length)

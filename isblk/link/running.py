@@ -1,4 +1,7 @@
-"""A plane for the length of a block, and with it whatever runs on it. (Apart from the plane, which is compiled: mypyc has no async generators.)"""
+"""A plane for the length of a block, and with it whatever runs on it.
+
+It is not in plane.py because that is part of the compiled form, and mypyc has no asynchronous generators (setup.py).
+"""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def write_16(lba: int, blocks: int, flags: int = 0) -> bytes:
 
 
 def transfers(device_blocks: int, max_blocks: int) -> tuple[TransferPacker, int, int]:
-    """How to pack a READ or WRITE for a device of `device_blocks` blocks whose transfers never exceed `max_blocks` blocks, and both opcodes.
+    """How to pack a READ or WRITE for a device of `device_blocks` blocks with transfers of at most `max_blocks` blocks, and both opcodes.
 
     Not the functions above: a call more for each I/O.
 

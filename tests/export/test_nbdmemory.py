@@ -48,6 +48,35 @@ def test_no_more_than_the_budget_is_lent_and_its_end_is_told() -> None:
     assert told == ["room"], "only after somebody went without"
 
 
+def test_many_come_back_as_one_by_one() -> None:
+    told: list[str] = []
+    memory = Memory(1 << 20)
+    memory.on_room = lambda: told.append("room")
+    lent = [memory.take(length) for length in (4096, 512, 65536, 4096, 262144)]
+    slots = [slot for slot in lent if slot is not None]
+    assert len(slots) == 5 and memory.take(1 << 20) is None and not told
+    memory.give_all([])
+    assert not told
+    memory.give_all(slots)
+    assert told == ["room"] and memory.used == 0
+    assert memory.take(65536) is slots[2]
+    many = [slot for slot in (Memory(1 << 30).take(1) for _ in range(KEPT[0] + 10)) if slot is not None]
+    memory.used += 4096 * len(many)
+    memory.give_all(many)
+    assert memory.used == 65536
+    again = [memory.take(1) for _ in range(200)]
+    assert len({id(slot) for slot in again}) == 200
+
+
+def test_a_reply_is_the_memory_from_where_to_where_it_was_asked_for() -> None:
+    slot = Memory(1 << 20).take(4096)
+    assert slot is not None
+    for start, length in ((48, 4096), (48, 4096), (48, 512), (32, 512), (32, 4096)):
+        slot.data[:length] = bytes([length % 251]) * length
+        reply = slot.reply(start, ROOM + length)
+        assert len(reply) == ROOM + length - start and reply[ROOM - start :] == slot.data[:length]
+
+
 def test_one_request_is_always_served() -> None:
     memory = Memory(10000)
     large = memory.take(1 << 20)

@@ -23,6 +23,12 @@ SENSE = bytes.fromhex("700005000000000a00000000200000000000")
 UNSOLICITED = {"initial_r2t": False, "immediate_data": False}
 
 
+@pytest.fixture(autouse=True, params=["run", "deliver"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is taken in a run must mean what it means when it is delivered."""
+    monkeypatch.setattr(Script, "runs", request.param == "run")
+
+
 def one(script: Script) -> Sent:
     (sent,) = script.said()
     return sent
@@ -51,6 +57,49 @@ def test_a_read_is_these_bytes() -> None:
     task = script.read(4096)
     expected = bytes.fromhex("01c1000000000000") + LUN_1 + words(task.itt, 4096, 0x21, 0x43) + READ_CDB + bytes(6)
     assert one(script).bhs == expected
+
+
+def test_a_run_takes_the_answers_that_are_as_they_should_be_and_leaves_the_first_other_one() -> None:
+    script = Script()
+    read, write, strange = script.read(512), script.write(b"x" * 512), script.read(512)
+    script.said()
+    common = script.data_in(read.itt, b"r" * 512, status=0) + script.response(write.itt)
+    others = script.nop_in(ttt=7) + script.response(strange.itt, CHECK_CONDITION, sense=SENSE)
+    stream = memoryview(common + others)
+    assert script.session.run(stream, 0, len(stream), 1 << 20) == len(common)
+    assert script.finished == [read, write] and bytes(read.read_into or b"") == b"r" * 512
+    assert script.session.run(stream, len(common), len(stream), 1 << 20) == len(common)
+    script.hear(others)
+    assert script.finished[2:] == [strange] and strange.status == CHECK_CONDITION
+
+
+def test_a_run_ends_with_the_session() -> None:
+    script = Script()
+    first, second = script.command(), script.command()
+    script.said()
+    first.done = lambda _: script.session.fail(PathLost("the test has had enough"))
+    answers = script.response(first.itt)
+    stream = memoryview(answers + script.response(second.itt))
+    assert script.session.run(stream, 0, len(stream), 1 << 20) == len(answers)
+    assert isinstance(second.error, PathLost)
+
+
+def test_a_run_believes_no_length_and_no_number() -> None:
+    for change in ({"data_sn": 1}, {"offset": 4}, {"flags": 2, "residual": 1}):
+        script = Script()
+        task = script.read(512)
+        script.said()
+        stream = memoryview(script.data_in(task.itt, bytes(512), status=0, **change))
+        assert script.session.run(stream, 0, len(stream), 1 << 20) == 0 and not script.finished
+    script = Script()
+    task = script.read(1024)
+    script.said()
+    stream = memoryview(script.data_in(task.itt, bytes(1024), status=0))
+    assert script.session.run(stream, 0, len(stream), 1023) == 0, "longer than we declared"
+    assert script.session.run(stream, 0, len(stream) - 1, 1 << 20) == 0, "not whole yet"
+    script.session.wire.exp_stat_sn += 1
+    assert script.session.run(stream, 0, len(stream), 1 << 20) == 0, "a duplicate"
+    assert not script.finished
 
 
 def test_a_command_without_data_has_neither_r_nor_w() -> None:

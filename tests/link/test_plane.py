@@ -371,20 +371,6 @@ def test_a_plane_that_does_not_run_starts_nothing() -> None:
     plane.close()
 
 
-async def test_an_exception_of_the_block_comes_out_as_itself() -> None:
-    with pytest.raises(ValueError, match="of the block"):
-        async with running_plane():
-            raise ValueError("of the block")
-
-
-async def test_a_cancelled_block_ends_without_an_exception() -> None:
-    with trio.CancelScope() as scope:
-        async with running_plane():
-            scope.cancel()
-            await trio.sleep_forever()
-    assert scope.cancelled_caught
-
-
 async def test_a_plane_that_has_ended_leaves_no_descriptor_and_no_delayed_call() -> None:
     before = len(os.listdir("/proc/self/fd"))
     async with running_plane() as plane:

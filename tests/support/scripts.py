@@ -170,12 +170,18 @@ def feed(framer: Framer, stream: bytes, chunk: int = 1 << 30) -> None:
 
 
 class Script:
-    """A session and the target's words to it. StatSN, ExpCmdSN and MaxCmdSN are kept here, and may be set to anything."""
+    """A session and the target's words to it. StatSN, ExpCmdSN and MaxCmdSN are kept here, and may be set to anything.
+
+    `runs`: the framer shows the session its buffer first (framer.Run), as it does in use.
+    """
+
+    runs = True
 
     def __init__(self, *, discovery: bool = False, window: int = 32, cmd_sn: int = 1, stat_sn: int = 1, **changes: Any) -> None:
         login = login_result(cmd_sn=cmd_sn, exp_stat_sn=stat_sn, window=window, **changes)
         self.session = Session(login, discovery)
         self.framer = Framer(self.session, login.negotiated.max_recv_data_segment_length)
+        self.framer.switch(self.session, self.framer.limit, self.session.run if self.runs else None)
         self.digests = login.negotiated.header_digest
         self.framer.enable_digests(login.negotiated.header_digest, login.negotiated.data_digest)
         self.stat_sn = stat_sn
