@@ -152,7 +152,7 @@ class Runner:
         if self._mixed:
             slot.op = Op.WRITE if random() < 0.5 else Op.READ
         slot.offset = place * self._workload.block_size
-        slot.finished = False
+        slot.renew()
         slot.started = perf_counter_ns()
         self._starting = True
         self._device.submit(slot)

@@ -78,6 +78,12 @@ class Request:
         if self.done is not None:
             self.done(self)
 
+    def renew(self) -> None:
+        """Its owner may start it once more after it has ended."""
+        self.finished = False
+        self.error = None
+        self.gate = self.lock = None
+
     def keep(self) -> tuple[bytes | memoryview, object]:
         """The data of a WRITE for longer than until `finish`, to be asked for before it: as long as the second value is referred to.
 

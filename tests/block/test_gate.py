@@ -44,7 +44,7 @@ def test_a_request_may_be_used_again_from_its_own_callback() -> None:
         nonlocal count
         count += 1
         if count < 3:
-            request.finished = False
+            request.renew()
             gate.submit(request)
 
     gate.submit(Request(Op.READ, 0, 512, memoryview(bytearray(512)), done=again))

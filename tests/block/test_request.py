@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from isblk.block.request import Op, Request, execute, flush, read, trim, write, zero
+from isblk.block.request import Op, Request, Witness, execute, flush, read, trim, write, zero
 from isblk.errors import RequestFailed
 from support.memorydevice import MemoryDevice, Seen, broken
 
@@ -27,6 +27,33 @@ def test_a_request_keeps_its_error_and_needs_no_owner() -> None:
     request = Request(Op.FLUSH)
     request.finish(error)
     assert request.error is error
+
+
+def test_an_error_that_is_there_before_the_end_stays_unless_there_is_another() -> None:
+    doubted, failed = Request(Op.READ, 0, 512), Request(Op.READ, 0, 512)
+    doubted.error = failed.error = before = broken(errno.EIO)
+    doubted.finish()
+    failed.finish(error := broken(errno.EROFS))
+    assert doubted.error is before and failed.error is error
+
+
+@pytest.mark.source_form("has a kind of Witness of its own")
+def test_witnesses_are_told_before_the_owner_and_of_one_end_only() -> None:
+    class Hears(Witness):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def passed(self, request: Request) -> None:
+            told.append(self.name)
+
+    told: list[str] = []
+    request = Request(Op.WRITE, 0, 512, memoryview(bytes(512)), done=lambda _: told.append("owner"))
+    request.gate, request.lock = Hears("gate"), Hears("lock")
+    request.finish(broken(errno.EIO))
+    assert told == ["lock", "gate", "owner"]
+    request.renew()
+    request.finish()
+    assert told == ["lock", "gate", "owner", "owner"] and request.error is None
 
 
 def test_a_request_reads_as_one_line() -> None:
