@@ -125,7 +125,9 @@ class LogicalUnit:
 
     def _write(self, request: Request) -> None:
         """A WRITE with FUA, or one that is long, or empty."""
-        most = self._most_bytes if self.link.tasks() else min(self._most_bytes, ALONE)
+        most = self._most_bytes
+        if request.length > ALONE and not self.link.tasks():
+            most = min(most, ALONE)
         if request.fua and self._fua_is_flush:
             self._then_flush(request)
         elif 0 < request.length <= most:
