@@ -233,9 +233,11 @@ class NbdServer:
         self._turns.append(client)
 
     def wait_for_memory(self, client: Client) -> None:
-        """In the order of asking."""
+        """In the order of asking. What came back between its looking and its asking is told at once: nobody else would."""
         if client not in self._waiting:
             self._waiting.append(client)
+        if not self.memory.short:
+            self._room()
 
     def gone(self, client: Client) -> None:
         """A client has ended."""

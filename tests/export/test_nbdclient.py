@@ -251,6 +251,27 @@ async def test_memory_comes_round_to_everybody(tmp_path: Path) -> None:
         assert here.server.memory.used == 0
 
 
+@pytest.mark.source_form("replaces a method")
+async def test_memory_that_came_back_before_somebody_waits_for_it_is_not_waited_for(tmp_path: Path) -> None:
+    """What the end of a batch sets off may give buffers back: between a client's looking for one and its asking to be told."""
+    async with serving(tmp_path) as here:
+        here.server.memory.budget = 4096
+        client = await here.client()
+        client.replies.reads = {7: 4096}
+        taken = here.server.memory.take(4096)
+        assert taken is not None
+        gate = here.server.exports[0].gate
+
+        def give_back() -> None:
+            if here.server.memory.short:
+                here.server.memory.give(taken)
+
+        gate.kick = give_back  # type: ignore[method-assign]
+        await client.send(raw.request(raw.READ, 0, 4096, 0, 7))
+        with trio.fail_after(10):
+            assert len(await client.answers(1)) == 1
+
+
 @pytest.mark.logs("a bug: serving the NBD client")
 async def test_a_bug_below_ends_the_client_and_is_logged(tmp_path: Path) -> None:
     async with serving(tmp_path) as here:
