@@ -83,8 +83,8 @@ class Gate(Witness):
     def submit(self, request: Request) -> None:
         """Hot. Check, count and pass on. What cannot be is finished here with RequestInvalid."""
         geometry = self._device.geometry
-        op, length = request.op, request.length
-        plain = op <= _WRITE and 0 < length == len(request.data or b"") and 0 <= request.offset <= geometry.size - length
+        op, length, data = request.op, request.length, request.data
+        plain = data is not None and op <= _WRITE and 0 < length == len(data) and 0 <= request.offset <= geometry.size - length
         if (not plain or self._closed or (geometry.read_only and op is _WRITE)) and not self._admit(request, geometry):
             return
         request.gate = self

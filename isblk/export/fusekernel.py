@@ -89,16 +89,16 @@ class Channel:
 
     def ready(self, events: int) -> None:
         """Hot. Read requests until there are no more, none may be taken, or the turn is over; then one kick."""
-        session, fileno, readv, buffers, received = self.session, self._fileno, os.readv, self.session.buffers, self.session.received
+        session, fileno, readv = self.session, self._fileno, os.readv
         count = landed = 0
         try:
             while count < TURN and landed < TURN_BYTES:
-                landing = buffers()
+                landing = session.buffers()
                 if landing is None:
                     self._watch(False)
                     break
                 length = readv(fileno, landing)
-                received(length)
+                session.received(length)
                 landed += length
                 count += 1
                 if session.open < 2:

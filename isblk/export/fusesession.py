@@ -96,11 +96,12 @@ class Host(Protocol):
 class _Node:
     """A disk as the hot road sees it; `size`, and the `blocks` that were told to the kernel, follow the device's by `Session.refresh`."""
 
-    __slots__ = ("blocks", "device", "inode", "size")
+    __slots__ = ("blocks", "device", "inode", "size", "submit")
 
     def __init__(self, inode: int, device: Device, blocks: int) -> None:
         self.inode = inode
         self.device = device
+        self.submit = device.submit
         self.size = device.geometry.size
         self.blocks = blocks
 
@@ -263,7 +264,7 @@ class Session:
         request.slot = slot
         if self._sole is None:
             self._touched.add(node.device)
-        node.device.submit(request)
+        node.submit(request)
 
     def _unpark(self, parked: tuple[int, _Node, int, int]) -> bool:
         """Go on with the READ that found no slot; False when there is none yet."""
@@ -317,7 +318,7 @@ class Session:
         request.chunk = chunk
         if self._sole is None:
             self._touched.add(node.device)
-        node.device.submit(request)
+        node.submit(request)
 
     def _write_carefully(self, unique: int, node: _Node | None, offset: int, size: int, flags: int) -> None:
         """A WRITE that is not plain: it passes the end (as much as fits, else ENOSPC), or has to be durable before it is answered."""

@@ -149,7 +149,12 @@ class Session:
         self._losses_seen = self._losses()
         self._mask = device.geometry.block_size - 1
         self._extended = replies is wire.EXTENDED
-        self._write_flags = int(CommandFlag.PAYLOAD_LEN) if self._extended else 0
+        self._unpack = replies.request.unpack_from
+        self._magic = replies.request_magic
+        write_flags = int(CommandFlag.PAYLOAD_LEN) if self._extended else 0
+        self._read_head = wire.request_head(self._magic, 0, _CMD_READ)
+        self._write_head = wire.request_head(self._magic, write_flags, _CMD_WRITE)
+        self._fua_head = wire.request_head(self._magic, write_flags | _FUA, _CMD_WRITE)
         self._submit_below = device.submit
         self._when_read = self._read_done  # bound once: a bound method for each request is an object for each
         self._when_written = self._write_done
@@ -192,8 +197,8 @@ class Session:
 
     def take(self) -> None:
         """Take requests until none is whole, something is in the way (`parked`), or a turn is over (`more`). Raises ProtocolError."""
-        size, replies, mask, write_flags = self._size, self._replies, self._mask, self._write_flags
-        view, unpack, magic = self._view, replies.request.unpack_from, replies.request_magic
+        size, mask, view, unpack = self._size, self._mask, self._view, self._unpack
+        read_head, write_head, fua_head = self._read_head, self._write_head, self._fua_head
         readable, writable = not self.closing, not (self.closing or self._read_only)
         self.parked = self.short = self.more = False
         turn = TURN
@@ -207,16 +212,16 @@ class Session:
                 self.more = True
                 return
             turn -= 1
-            found, flags, command, cookie, offset, length = unpack(view, self._start)
-            if found != magic:
-                raise ProtocolError(f"a client sent {found:#x} where a request was due")
+            head, cookie, offset, length = unpack(view, self._start)
             whole = not (offset | length) & mask and length <= MAX_PAYLOAD
-            if command == _CMD_READ and whole and readable and not flags:
+            if head == read_head and whole and readable:
                 taken = self._read(cookie, offset, length)
-            elif command == _CMD_WRITE and whole and writable and length and flags & ~_FUA == write_flags:
-                taken = self._write(flags, cookie, offset, length)
+            elif (head == write_head or head == fua_head) and whole and writable and length:  # noqa: SIM109 - a tuple for each request
+                taken = self._write(head == fua_head, cookie, offset, length)
+            elif head >> 32 == self._magic:
+                taken = self._other(head >> 16 & 0xFFFF, head & 0xFFFF, cookie, offset, length)
             else:
-                taken = self._other(flags, command, cookie, offset, length)
+                raise ProtocolError(f"a client sent {head >> 32:#x} where a request was due")
             if not taken:
                 return
 
@@ -236,7 +241,7 @@ class Session:
         self._submit_below(request)
         return True
 
-    def _write(self, flags: int, cookie: int, offset: int, length: int) -> bool:
+    def _write(self, fua: bool, cookie: int, offset: int, length: int) -> bool:
         body = self._start + self._size
         after, end = body + length, self._end
         if after > end and length < PLACE_FROM:
@@ -248,7 +253,7 @@ class Session:
         self.open += 1
         self.held += slot.size
         data = slot.data if length == slot.size else slot.data[:length]
-        request = NbdRequest(_WRITE, offset, length, data, bool(flags & _FUA), self._when_written)
+        request = NbdRequest(_WRITE, offset, length, data, fua, self._when_written)
         request.cookie = cookie
         request.slot = slot
         if after > end:

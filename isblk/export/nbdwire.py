@@ -44,9 +44,9 @@ INFO_BLOCK_SIZE: Final = Struct(">HIII")
 SHORT: Final = Struct(">H")
 LONG: Final = Struct(">I")
 
-REQUEST: Final = Struct(">IHHQQI")
-"""magic, flags, type, cookie, offset, length"""
-EXTENDED_REQUEST: Final = Struct(">IHHQQQ")
+REQUEST: Final = Struct(">QQQI")
+"""magic, flags and type as one number (request_head), cookie, offset, length"""
+EXTENDED_REQUEST: Final = Struct(">QQQQ")
 SIMPLE_REPLY: Final = Struct(">IIQ")
 """magic, error, cookie"""
 CHUNK: Final = Struct(">IHHQI")
@@ -212,6 +212,11 @@ def wire_error(error: BaseException) -> Error:
 def cut_text(text: str, limit: int = STRING_LIMIT) -> bytes:
     """UTF-8 of at most `limit` bytes, without NUL, cut between two characters."""
     return text.replace("\0", " ").encode("utf-8", "replace")[:limit].decode("utf-8", "ignore").encode()
+
+
+def request_head(magic: int, flags: int, command: int) -> int:
+    """The first eight bytes of a request as a number: what is common is told by one comparison."""
+    return magic << 32 | flags << 16 | command
 
 
 def option_reply(option: int, kind: int, data: bytes = b"") -> bytes:

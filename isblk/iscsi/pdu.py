@@ -138,8 +138,11 @@ TARGET: Final = Struct(">BBBBI8s8I")
 """Any PDU of the target: opcode, flags, two bytes, lengths, LUN (or ISID, TSIH), ITT, TTT, StatSN, ExpCmdSN, MaxCmdSN, words 36 40 44."""
 HOT_TARGET: Final = Struct(">xBBBI8x8I")
 """The same without opcode and LUN: what the receive path looks at."""
-WHOLE_TARGET: Final = Struct(">BBBBI8x8I")
-"""The same without the LUN: for whoever does not know the opcode yet."""
+HOT_COMMAND: Final = Struct(">Q8sIIII16s")
+"""COMMAND with its first eight bytes as one number."""
+HOT_ANSWER: Final = Struct(">II8xI4xIIIQ4x")
+"""TARGET of a PDU that may end a task as it should: the first four bytes as one number, lengths, ITT, StatSN, ExpCmdSN, MaxCmdSN, words 36
+and 40 as one number. (Half the values cost two thirds of the time.)"""
 LENGTHS: Final = Struct(">I")
 """Bytes 4 to 7: TotalAHSLength in 4-byte words, then DataSegmentLength in bytes."""
 

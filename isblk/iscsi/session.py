@@ -36,12 +36,15 @@ _RESETS: Final = (pdu.TaskManagement.TARGET_WARM_RESET, pdu.TaskManagement.TARGE
 
 _pack_command: Final = pdu.COMMAND.pack
 _unpack_target: Final = pdu.HOT_TARGET.unpack_from
-_unpack_whole: Final = pdu.WHOLE_TARGET.unpack_from
-_DATA_IN: Final = pdu.DATA_IN
-_SCSI_RESPONSE: Final = pdu.SCSI_RESPONSE
+_pack_hot: Final = pdu.HOT_COMMAND.pack
+_unpack_hot: Final = pdu.HOT_ANSWER.unpack_from
 _BHS_LENGTH: Final = pdu.BHS_LENGTH
-_LAST_DATA: Final = pdu.FINAL | pdu.DATA_STATUS
-_FINAL: Final = pdu.FINAL
+# The first bytes of what is common, as numbers: a command before its lengths, an answer up to its status, which is GOOD.
+_READ_HEAD: Final = pdu.SCSI_COMMAND << 56 | _READ_FLAGS << 48
+_NO_DATA_HEAD: Final = pdu.SCSI_COMMAND << 56 | _NO_DATA_FLAGS << 48
+_WRITE_HEAD: Final = pdu.SCSI_COMMAND << 56 | (_WRITE_FLAGS | pdu.FINAL) << 48
+_WHOLE_DATA: Final = pdu.DATA_IN << 24 | (pdu.FINAL | pdu.DATA_STATUS) << 16
+_GOOD: Final = pdu.SCSI_RESPONSE << 24 | pdu.FINAL << 16
 _ALL: Final = slice(None)
 
 
@@ -248,11 +251,12 @@ class Session:
         if task.write_from is not None:
             self._send_write(task, task.write_from)
             return
-        flags = _READ_FLAGS if task.length else _NO_DATA_FLAGS
-        if wire.digests or wire.trace or len(task.cdb) > 16:
-            self._send_command(task, flags, b"")
+        length = task.length
+        if wire.digests or wire.trace is not None or len(task.cdb) > 16:
+            self._send_command(task, _READ_FLAGS if length else _NO_DATA_FLAGS, b"")
         else:
-            wire.out.append(_pack_command(pdu.SCSI_COMMAND, flags, 0, 0, task.lun, itt, task.length, cmd_sn, wire.exp_stat_sn, task.cdb))
+            head = _READ_HEAD if length else _NO_DATA_HEAD
+            wire.out.append(_pack_hot(head, task.lun, itt, length, cmd_sn, wire.exp_stat_sn, task.cdb))
 
     def _send_write(self, task: Task, source: memoryview) -> None:
         """The command with its immediate data, then unsolicited Data-Out; F=0 promises exactly the latter (11.3.1, 4.2.5.2).
@@ -260,11 +264,11 @@ class Session:
         Hot where all of it is immediate.
         """
         wire = self.wire
-        if task.length <= self._data_out.immediate_limit and not (wire.digests or wire.trace or task.length & 3 or len(task.cdb) > 16):
-            flags = _WRITE_FLAGS | pdu.FINAL
-            length = task.transferred = task.length
-            command = _pack_command(pdu.SCSI_COMMAND, flags, 0, length, task.lun, task.itt, length, task.cmd_sn, wire.exp_stat_sn, task.cdb)
-            wire.out += (command, source)
+        length, cdb = task.length, task.cdb
+        if length <= self._data_out.immediate_limit and not (wire.digests or wire.trace is not None or length & 3 or len(cdb) > 16):
+            task.transferred = length
+            wire.out.append(_pack_hot(_WRITE_HEAD | length, task.lun, task.itt, length, task.cmd_sn, wire.exp_stat_sn, cdb))
+            wire.out.append(source)
             return
         immediate = self._data_out.immediate(task.length)
         unsolicited = self._data_out.unsolicited(task.length)
@@ -311,22 +315,19 @@ class Session:
             return start
         window, exp_cmd_sn, max_cmd_sn = wire.window, -1, 0
         while end - start >= _BHS_LENGTH and not self._lent:
-            opcode, flags, response, status, length, itt, _, stat_sn, exp, most, data_sn, offset, _ = _unpack_whole(view, start)
-            body = start + _BHS_LENGTH
-            after = body + length
+            head, length, itt, stat_sn, exp, most, place = _unpack_hot(view, start)
             task = tasks.get(itt)
-            if task is None or status or stat_sn != wire.exp_stat_sn or after > end:
+            if task is None or stat_sn != wire.exp_stat_sn:
                 break
-            if opcode == _DATA_IN:
-                into = task.read_into
-                if flags != _LAST_DATA or into is None or length != task.length or data_sn or offset or task.data_sn or length & 3:
-                    break
-                if length > limit:
+            after = start + _BHS_LENGTH
+            if head == _WHOLE_DATA:
+                body, after, into = after, after + length, task.read_into
+                if into is None or length != task.length or place or task.data_sn or length & 3 or length > limit or after > end:
                     break
                 into[_ALL] = view[body:after]
                 task.data_sn = 1
                 task.transferred = length
-            elif opcode != _SCSI_RESPONSE or flags != _FINAL or response or length or task.transferred != task.length:
+            elif head != _GOOD or length or task.transferred != task.length:
                 break
             wire.exp_stat_sn = (stat_sn + 1) & MASK
             exp_cmd_sn, max_cmd_sn = exp, most
