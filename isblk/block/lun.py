@@ -63,10 +63,11 @@ _MODE_UNSURE: Final = (Attention.MODE_CHANGED, Attention.RESET, Attention.POWER_
 class LogicalUnit:
     """A disk behind one session. `attentions` collects what the unit announced since it was probed; whoever acts on one removes it.
 
-    Raises UsageError for a unit that is no usable disk (Description.refusal).
+    `splits`: a long WRITE may go as several commands (ALONE), which somebody who counts commands would not expect. Raises UsageError for a
+    unit that is no usable disk (Description.refusal).
     """
 
-    def __init__(self, link: probe.Link, description: probe.Description) -> None:
+    def __init__(self, link: probe.Link, description: probe.Description, splits: bool = True) -> None:
         if description.refusal is not None:
             raise UsageError(description.refusal)
         self.link = link
@@ -77,6 +78,7 @@ class LogicalUnit:
         self.on_attention: Callable[[Attention], None] | None = None
         self.on_full: Callable[[], None] | None = None
         self._flushes = Flushes(self._synchronize)
+        self._alone = ALONE if splits else LARGEST_TRANSFER
         self._write_lost: str | None = None
         self._power_ons = 0
         self._mode_being_read = False
@@ -108,7 +110,7 @@ class LogicalUnit:
     def submit(self, request: Request) -> None:
         """Queue one request of whole blocks. Hot for a READ, or a WRITE without FUA, that is one command."""
         op, length = request.op, request.length
-        if op > _WRITE or request.fua or not 0 < length <= self._most_bytes or (length > ALONE and op is _WRITE):
+        if op > _WRITE or not 0 < length <= self._most_bytes or (op is _WRITE and (request.fua or length > self._alone)):
             self._starters[op](request)
             return
         shift = self._shift
@@ -126,8 +128,8 @@ class LogicalUnit:
     def _write(self, request: Request) -> None:
         """A WRITE with FUA, or one that is long, or empty."""
         most = self._most_bytes
-        if request.length > ALONE and not self.link.tasks():
-            most = min(most, ALONE)
+        if request.length > self._alone and not self.link.tasks():
+            most = min(most, self._alone)
         if request.fua and self._fua_is_flush:
             self._then_flush(request)
         elif 0 < request.length <= most:
@@ -237,7 +239,8 @@ class LogicalUnit:
         self.kick()
 
     def full(self) -> None:
-        """The unit has said TASK SET FULL: whoever sends to it should send less."""
+        """The unit has said TASK SET FULL: whoever sends to it should send less, and no WRITE goes as several commands any more."""
+        self._alone = LARGEST_TRANSFER
         if self.on_full is not None:
             self.on_full()
 

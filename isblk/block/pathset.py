@@ -117,7 +117,7 @@ class PathSet:
             found = await probe(connection, lun)
             self.check_identity(found)
             await self._check_size(device, found)
-            unit = LogicalUnit(connection, found)
+            unit = LogicalUnit(connection, found, splits=self._policies.queue_depth is None)
             access, preferred = await self._access(connection, found)
             ready[lun] = _Prepared(unit, access, preferred)
             alone = alone and await self._alone(connection, lun)

@@ -322,7 +322,8 @@ class Session:
             return Error.ESHUTDOWN, "the server is shutting down"
         if known is None:
             return Error.EINVAL, f"command {command} is unknown"
-        if flags & ~known or (flags & CommandFlag.DF and self._replies is wire.SIMPLE):
+        strange = flags & ~known or (flags & CommandFlag.PAYLOAD_LEN and not self._extended)
+        if strange or (flags & CommandFlag.DF and self._replies is wire.SIMPLE):
             return Error.EINVAL, f"flags {flags:#x} do not belong to {Command(command).name}"
         if command == Command.FLUSH:
             return (Error.EINVAL, "a FLUSH has no offset and no length") if offset or length else None

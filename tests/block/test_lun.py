@@ -118,6 +118,24 @@ async def test_a_long_write_goes_as_several_commands_only_where_the_session_has_
     assert [extent(cdb)[1] * 512 for cdb in link.sent] == [512, 2 * ALONE]
 
 
+async def test_a_long_write_is_one_command_again_once_the_target_has_said_that_its_set_is_full() -> None:
+    disk = FakeDisk(blocks=4 * ALONE // 512)
+    unit, link = await unit_of(disk)
+    unit.full()
+    await write(unit, 0, bytes(3 * ALONE))
+    counted = LogicalUnit(link, unit.description, splits=False)
+    await write(counted, 0, bytes(3 * ALONE))
+    assert [extent(cdb)[1] * 512 for cdb in link.sent] == [3 * ALONE, 3 * ALONE]
+
+
+async def test_a_read_knows_no_fua() -> None:
+    unit, link = await unit_of(FakeDisk())
+    request = Request(Op.READ, 0, 512, memoryview(bytearray(512)), fua=True)
+    unit.submit(request)
+    unit.kick()
+    assert request.finished and request.error is None and len(link.sent) == 1
+
+
 async def test_an_error_of_one_piece_fails_the_whole() -> None:
     disk = FakeDisk()
     disk.pages[0xB0] = limits(transfer=8)

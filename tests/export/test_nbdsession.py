@@ -300,6 +300,13 @@ def test_a_bad_write_is_read_to_its_end_and_answered(form: nbdwire.Replies, offs
     assert peer.memory.used == 0
 
 
+@pytest.mark.parametrize("form", [nbdwire.SIMPLE, nbdwire.STRUCTURED])
+def test_the_flag_of_extended_headers_means_nothing_without_them(form: nbdwire.Replies) -> None:
+    peer = Peer(replies=form)
+    assert peer.do(raw.WRITE, 0, 512, raw.PAYLOAD_LEN, bytes(512)).error == raw.EINVAL
+    assert peer.do(raw.READ, 0, 512).error == 0 and Op.WRITE not in [seen.op for seen in peer.device.requests]
+
+
 def test_the_answer_to_a_bad_write_waits_for_its_data() -> None:
     peer = Peer(read_only=True)
     peer.feed(raw.request(raw.WRITE, 0, 10, 0, 1, b"12345"))
