@@ -8,8 +8,9 @@ n was meanwhile; where n was one all the time they are exact. n is odd and chang
 What is timed is what the front end waits for (device) or the time from the command's submission to its end (path). A request that failed
 is counted as an error, not here. There is no clock in this module.
 
-What the hot path pays, at the gate and in multipath together, is 21 of 1150 bytecodes a read (1412 a write), and of its CPU time less than
-can be told from noise: the best rounds of scripts/benchstack.py with it and without differ by -0.1 % (read) and +1.1 % (write).
+What the hot path pays, at the gate and in multipath together, was 21 of 1150 bytecodes a read (1412 a write) when it came, and of its CPU
+time less than can be told from noise: the best rounds of scripts/benchstack.py with it and without differed by -0.1 % (read) and +1.1 %
+(write).
 """
 
 from __future__ import annotations
