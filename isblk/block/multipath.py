@@ -9,7 +9,7 @@ bounded by `no_path`.
 Acknowledged changes that no flush has covered are kept in the journal when the unit has a volatile cache: when all sessions were lost the
 target may have restarted, and they are done again before anything else.
 
-The hot road is `submit`, `_send`, `carried`: everything unusual sets `_careful`, which is the only thing the hot road asks.
+The hot road is `submit`, `_send`, `passed`: everything unusual sets `_careful`, which is the only thing the hot road asks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from isblk.block.fence import Fence
 from isblk.block.journal import Journal
 from isblk.block.path import Path
 from isblk.block.policies import Policies
-from isblk.block.request import Geometry, Op, Request
+from isblk.block.request import Geometry, Op, Request, Witness
 from isblk.errors import DATA_LOSS, IsblkError, NoPath, PathLost, RequestFailed, TaskAborted
 from isblk.scsi.data import AccessState
 
@@ -47,41 +47,29 @@ _FLUSH: Final = Op.FLUSH
 
 
 class Carried(Request):
-    """A request on its way over one session of a path; `done` is told of its end, or without it the `device`."""
+    """A request on its way over one session of a path; `witness` is told of its end, or `done`."""
 
-    __slots__ = ("device", "path", "request", "session", "started", "weight")
+    __slots__ = ("path", "request", "session", "started", "weight")
 
-    def __init__(self, device: Multipath, request: Request, path: Path, done: Callable[[Request], None] | None = None) -> None:
+    def __init__(self, request: Request, path: Path, witness: Witness | None, done: Callable[[Request], None] | None = None) -> None:
         self.op = request.op  # Not super().__init__, which is one call more for each request.
         self.offset = request.offset
         self.length = request.length
         self.data = request.data
         self.fua = request.fua
         self.done = done
-        self.gate = self.lock = None
+        self.gate = witness
+        self.lock = None
         self.error = None
         self.finished = False
-        self.device = device
         self.request = request
         self.path = path
         self.session = path.session
         self.started = 0.0
         self.weight = 0
 
-    def finish(self, error: Exception | None = None) -> None:
-        """Complete it, once. It has no witnesses."""
-        if self.finished:
-            raise AssertionError(f"{self!r} finished twice")
-        self.finished = True
-        if error is not None:
-            self.error = error
-        if self.done is None:
-            self.device.carried(self)
-        else:
-            self.done(self)
 
-
-class Multipath:
+class Multipath(Witness):
     """A Device over Paths. `name` is for log lines, `number` the LUN's for events; `spawn` runs an async function beside the plane.
 
     `switches` counts how often other paths took over, `failed_over` requests that were repeated.
@@ -166,7 +154,7 @@ class Multipath:
         return path
 
     def _send(self, request: Request, path: Path) -> None:
-        carried = Carried(self, request, path)
+        carried = Carried(request, path, self)
         path.in_flight += 1
         path.bytes_in_flight += request.length
         path.requests += 1
@@ -178,8 +166,9 @@ class Multipath:
         assert path.unit is not None
         path.unit.submit(carried)
 
-    def carried(self, carried: Carried) -> None:
+    def passed(self, carried: Request) -> None:
         """Hot. A path has come back with a request."""
+        assert isinstance(carried, Carried)
         path, request = carried.path, carried.request
         path.in_flight -= 1
         path.bytes_in_flight -= request.length
@@ -563,7 +552,7 @@ class _Flush:
             self._device._keep(self._request)
             return
         for path in self._paths:
-            carried = Carried(self._device, self._request, path, self._done)
+            carried = Carried(self._request, path, None, self._done)
             carried.started = float(path.acknowledged)
             path.in_flight += 1
             path.requests += 1
