@@ -79,9 +79,7 @@ class Aligned(Witness):
         elif self._exclusive:
             self._claim(request, request.offset, request.offset + request.length, exclusive=False)
         else:
-            self._changing.add(request)
-            request.lock = self
-            self._submit_below(request)
+            self._change(request)
 
     def kick(self) -> None:
         """End of a batch."""

@@ -18,8 +18,6 @@ DEFAULT_LIMIT: Final = 64 << 20
 """Bytes of data kept."""
 OVERHEAD: Final = 256
 """Bytes counted for each entry beside its data: many small writes are bounded too."""
-
-
 SMALL: Final = 4096
 """Bytes of data that are copied without asking the request, which costs more than the copy."""
 _Kept = tuple[Op, int, int, bytes | memoryview | None, object]
@@ -86,16 +84,14 @@ class Journal:
     def append(self, request: Request) -> bool:
         """Hot. Keep a change that is about to be acknowledged, with its data; returns `filling`."""
         data, length = request.data, request.length
-        if data is None:
-            self._entries.append((request.op, request.offset, length, None, None))
-            self.bytes += OVERHEAD
-        elif length <= SMALL:
-            self._entries.append((request.op, request.offset, length, bytes(data), None))
-            self.bytes += OVERHEAD + length
-        else:
+        kept: bytes | memoryview | None = None
+        owner: object = None
+        if data is not None and length <= SMALL:
+            kept = bytes(data)
+        elif data is not None:
             kept, owner = request.keep()
-            self._entries.append((request.op, request.offset, length, kept, owner))
-            self.bytes += OVERHEAD + length
+        self._entries.append((request.op, request.offset, length, kept, owner))
+        self.bytes += OVERHEAD if data is None else OVERHEAD + length
         return self.bytes * 2 >= self.limit
 
     def settle(self, mark: int) -> None:

@@ -51,8 +51,8 @@ _WRITE_SAME_NO_DATA_OUT_BUFFER = 0x01
 _inquiry = struct.Struct(">BBBHx").pack
 _mode_sense_6 = struct.Struct(">BBBxBx").pack
 _mode_sense_10 = struct.Struct(">BBB4xHx").pack
-_transfer_10 = struct.Struct(">BBIxHx").pack
-_transfer_16 = struct.Struct(">BBQIxx").pack
+transfer_10 = struct.Struct(">BBIxHx").pack
+transfer_16 = struct.Struct(">BBQIxx").pack
 _persistent_reserve_in = struct.Struct(">BB5xHx").pack
 _unmap = struct.Struct(">B6xHx").pack
 _unmap_header = struct.Struct(">HH4x").pack
@@ -61,7 +61,8 @@ _report_luns = struct.Struct(">BxB3xIxx").pack
 _maintenance_in = struct.Struct(">BB4xIxx").pack
 
 TransferPacker = Callable[[int, int, int, int], bytes]
-"""`(opcode, flags, lba, blocks) -> CDB`: `lba` and `blocks` in logical blocks, `flags` of FUA and DPO."""
+"""`(opcode, flags, lba, blocks) -> CDB` of READ or WRITE, `transfer_10` or `transfer_16` (SBC-3 5.11, 5.13, 5.34, 5.36): `lba` and `blocks`
+in logical blocks, `flags` of FUA and DPO."""
 
 
 def test_unit_ready() -> bytes:
@@ -86,54 +87,34 @@ def report_luns(allocation_length: int, select_report: int = 0) -> bytes:
 
 def read_capacity_10() -> bytes:
     """READ CAPACITY (10) (SBC-3 5.15): 8 bytes come back."""
-    return _transfer_10(READ_CAPACITY_10, 0, 0, 0)
+    return transfer_10(READ_CAPACITY_10, 0, 0, 0)
 
 
 def read_capacity_16(allocation_length: int = 32) -> bytes:
     """READ CAPACITY (16) (SBC-3 5.16): 32 bytes come back."""
-    return _transfer_16(SERVICE_ACTION_IN_16, _READ_CAPACITY_16, 0, allocation_length)
-
-
-def read_10(lba: int, blocks: int, flags: int = 0) -> bytes:
-    """READ (10) (SBC-3 5.11)."""
-    return _transfer_10(READ_10, flags, lba, blocks)
-
-
-def write_10(lba: int, blocks: int, flags: int = 0) -> bytes:
-    """WRITE (10) (SBC-3 5.34)."""
-    return _transfer_10(WRITE_10, flags, lba, blocks)
-
-
-def read_16(lba: int, blocks: int, flags: int = 0) -> bytes:
-    """READ (16) (SBC-3 5.13)."""
-    return _transfer_16(READ_16, flags, lba, blocks)
-
-
-def write_16(lba: int, blocks: int, flags: int = 0) -> bytes:
-    """WRITE (16) (SBC-3 5.36)."""
-    return _transfer_16(WRITE_16, flags, lba, blocks)
+    return transfer_16(SERVICE_ACTION_IN_16, _READ_CAPACITY_16, 0, allocation_length)
 
 
 def transfers(device_blocks: int, max_blocks: int) -> tuple[TransferPacker, int, int]:
     """How to pack a READ or WRITE for a device of `device_blocks` blocks with transfers of at most `max_blocks` blocks, and both opcodes.
 
-    Not the functions above: a call more for each I/O.
+    A function for each, as other commands have, would be a call more for each I/O.
 
     The 10-byte forms are preferred where they reach: every target has them, some small ones have no others.
     """
     if device_blocks - 1 <= LAST_LBA_10 and max_blocks <= MAX_BLOCKS_10:
-        return _transfer_10, READ_10, WRITE_10
-    return _transfer_16, READ_16, WRITE_16
+        return transfer_10, READ_10, WRITE_10
+    return transfer_16, READ_16, WRITE_16
 
 
 def synchronize_cache_10(lba: int = 0, blocks: int = 0) -> bytes:
     """SYNCHRONIZE CACHE (10) (SBC-3 5.23): `blocks` 0 means to the end, so the default is the whole device."""
-    return _transfer_10(SYNCHRONIZE_CACHE_10, 0, lba, blocks)
+    return transfer_10(SYNCHRONIZE_CACHE_10, 0, lba, blocks)
 
 
 def synchronize_cache_16(lba: int = 0, blocks: int = 0) -> bytes:
     """SYNCHRONIZE CACHE (16) (SBC-3 5.24)."""
-    return _transfer_16(SYNCHRONIZE_CACHE_16, 0, lba, blocks)
+    return transfer_16(SYNCHRONIZE_CACHE_16, 0, lba, blocks)
 
 
 def mode_sense_6(page: int, allocation_length: int = 255) -> bytes:
@@ -161,12 +142,12 @@ def unmap_parameters(extents: Iterable[tuple[int, int]]) -> bytes:
 def write_same_16(lba: int, blocks: int, unmap: bool = False, no_data: bool = False) -> bytes:
     """WRITE SAME (16) (SBC-3 5.45): one block of data is repeated over `blocks` blocks; `no_data` is NDOB (zeroes, no data sent)."""
     flags = (WRITE_SAME_UNMAP if unmap else 0) | (_WRITE_SAME_NO_DATA_OUT_BUFFER if no_data else 0)
-    return _transfer_16(WRITE_SAME_16, flags, lba, blocks)
+    return transfer_16(WRITE_SAME_16, flags, lba, blocks)
 
 
 def get_lba_status(lba: int, allocation_length: int) -> bytes:
     """GET LBA STATUS (SBC-3 5.6): provisioning of the blocks from `lba` on."""
-    return _transfer_16(SERVICE_ACTION_IN_16, _GET_LBA_STATUS, lba, allocation_length)
+    return transfer_16(SERVICE_ACTION_IN_16, _GET_LBA_STATUS, lba, allocation_length)
 
 
 def report_target_port_groups(allocation_length: int) -> bytes:

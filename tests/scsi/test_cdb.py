@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from isblk.scsi import cdb
@@ -16,11 +14,11 @@ VECTORS = [
     (cdb.report_luns(16, 2), "a0 00 02 00 00 00 00 00 00 10 00 00"),
     (cdb.read_capacity_10(), "25 00 00 00 00 00 00 00 00 00"),
     (cdb.read_capacity_16(), "9e 10 00 00 00 00 00 00 00 00 00 00 00 20 00 00"),
-    (cdb.read_10(0x01020304, 0x0506), "28 00 01 02 03 04 00 05 06 00"),
-    (cdb.read_10(1, 2, cdb.DPO), "28 10 00 00 00 01 00 00 02 00"),
-    (cdb.write_10(0xFFFFFFFF, 0xFFFF, cdb.FUA), "2a 08 ff ff ff ff 00 ff ff 00"),
-    (cdb.read_16(0x0102030405060708, 0x090A0B0C, cdb.FUA | cdb.DPO), "88 18 01 02 03 04 05 06 07 08 09 0a 0b 0c 00 00"),
-    (cdb.write_16(1 << 32, 1, cdb.FUA), "8a 08 00 00 00 01 00 00 00 00 00 00 00 01 00 00"),
+    (cdb.transfer_10(cdb.READ_10, 0, 0x01020304, 0x0506), "28 00 01 02 03 04 00 05 06 00"),
+    (cdb.transfer_10(cdb.READ_10, cdb.DPO, 1, 2), "28 10 00 00 00 01 00 00 02 00"),
+    (cdb.transfer_10(cdb.WRITE_10, cdb.FUA, 0xFFFFFFFF, 0xFFFF), "2a 08 ff ff ff ff 00 ff ff 00"),
+    (cdb.transfer_16(cdb.READ_16, cdb.FUA | cdb.DPO, 0x0102030405060708, 0x090A0B0C), "88 18 01 02 03 04 05 06 07 08 09 0a 0b 0c 00 00"),
+    (cdb.transfer_16(cdb.WRITE_16, cdb.FUA, 1 << 32, 1), "8a 08 00 00 00 01 00 00 00 00 00 00 00 01 00 00"),
     (cdb.synchronize_cache_10(), "35 00 00 00 00 00 00 00 00 00"),
     (cdb.synchronize_cache_10(5, 6), "35 00 00 00 00 05 00 00 06 00"),
     (cdb.synchronize_cache_16(), "91 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"),
@@ -62,15 +60,14 @@ def test_the_largest_unmap_parameter_list_fits_its_length_field() -> None:
 @pytest.mark.parametrize(
     ("device_blocks", "max_blocks", "expected"),
     [
-        (1, 1, (cdb.read_10, cdb.write_10)),
-        (1 << 32, 0xFFFF, (cdb.read_10, cdb.write_10)),
-        ((1 << 32) + 1, 0xFFFF, (cdb.read_16, cdb.write_16)),
-        (1 << 20, 0x10000, (cdb.read_16, cdb.write_16)),
+        (1, 1, (cdb.transfer_10, cdb.READ_10, cdb.WRITE_10)),
+        (1 << 32, 0xFFFF, (cdb.transfer_10, cdb.READ_10, cdb.WRITE_10)),
+        ((1 << 32) + 1, 0xFFFF, (cdb.transfer_16, cdb.READ_16, cdb.WRITE_16)),
+        (1 << 20, 0x10000, (cdb.transfer_16, cdb.READ_16, cdb.WRITE_16)),
     ],
 )
-def test_ten_byte_transfers_are_chosen_exactly_where_they_reach(
-    device_blocks: int, max_blocks: int, expected: tuple[Callable[..., bytes], Callable[..., bytes]]
-) -> None:
-    pack, *opcodes = cdb.transfers(device_blocks, max_blocks)
-    for opcode, builder in zip(opcodes, expected, strict=True):
-        assert pack(opcode, cdb.FUA, device_blocks - 1, max_blocks) == builder(device_blocks - 1, max_blocks, cdb.FUA)
+def test_ten_byte_transfers_are_chosen_exactly_where_they_reach(device_blocks: int, max_blocks: int, expected: object) -> None:
+    pack, read, write = cdb.transfers(device_blocks, max_blocks)
+    assert (pack, read, write) == expected
+    for opcode in (read, write):
+        assert pack(opcode, cdb.FUA, device_blocks - 1, max_blocks)[0] == opcode
