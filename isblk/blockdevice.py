@@ -19,6 +19,7 @@ import logging
 import math
 import mmap
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -50,9 +51,14 @@ from isblk.status import device_status, session_status
 
 LONGEST_TIMEOUT = 2_000_000
 """Seconds: some 23 days. The kernel counts in 32 bits of jiffies, and has no "never" where there are several connections."""
+NO_TIMEOUT = 0
+"""With one connection the kernel then never gives it up, and repeats what was on its way only where the connection is another's by now; it
+looks every 30 s (queue/io_timeout)."""
+NO_TIMEOUT_SINCE = (5, 10)
+"""Linux that surely does so; before 5.7 such a request failed."""
 MARGIN = 300
-"""Seconds that the kernel's patience is longer than isblk's own wait for a path: a command that a path never answers (60 s, 15 for an
-abort, 30 for a reset), a fence (45 s), a login (15 s), and the same command over another path."""
+"""Seconds that the kernel's patience is longer than isblk's own wait for a path, where it has to end: a command that a path never answers
+(60 s, 15 for an abort, 30 for a reset), a fence (45 s), a login (15 s), and the same command over another path."""
 DEAD_CONNECTION_TIMEOUT = 30
 """Seconds: what a service manager needs to start a daemon that died, and it to log in."""
 WRITE_BACK_SECONDS = 45.0
@@ -121,12 +127,21 @@ class Kernel(Protocol):
         """End it."""
 
 
-def default_timeout(no_path: NoPathRetry) -> int:
-    """Seconds that the kernel should wait for an answer: longer than isblk itself waits for a path, so that it never gives up first.
+def default_timeout(no_path: NoPathRetry, connections: int, kernel: str | None = None) -> int:
+    """Seconds that the kernel should wait for an answer: for ever (NO_TIMEOUT) where it can, else longer than isblk waits for a path.
 
     A connection given up has its requests repeated on another while the first may still be on their way: the answer must come before.
+    With several connections the kernel knows no "for ever". `kernel` is its release, such as 6.1.0-18-amd64; None for this one's.
     """
+    if connections == 1 and release(kernel or os.uname().release) >= NO_TIMEOUT_SINCE:
+        return NO_TIMEOUT
     return LONGEST_TIMEOUT if math.isinf(no_path.seconds) else min(math.ceil(no_path.seconds) + MARGIN, LONGEST_TIMEOUT)
+
+
+def release(text: str) -> tuple[int, ...]:
+    """A kernel's release as numbers: (6, 1) of 6.1.0-18-amd64; () of what has none."""
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return () if found is None else (int(found[1]), int(found[2]))
 
 
 def logical_block(unit: Geometry) -> int:
@@ -153,7 +168,7 @@ class BlockDevice:
         self._made = 0
         server.on_gone = self._gone
 
-    def attach(self) -> None:
+    async def attach(self) -> None:
         """Make the device, or take over one that a daemon which died has left behind. Raises UsageError, RequestFailed."""
         index, spec = self._spec.index, self._spec
         theirs = self._sockets(spec.connections)
@@ -163,7 +178,7 @@ class BlockDevice:
                 self._kernel.reconnect(index, descriptors, self.backend)
                 _log.warning("%s was left behind by a daemon that died: it is served again", nbddevice.path(index))
                 self.index = index
-                self._kernel.resize(index, self.size, self.backend)
+                await _in_thread(self._kernel.resize, index, self.size, self.backend)
             else:
                 geometry = self._disk.gate.geometry
                 read_only = spec.read_only or geometry.read_only
@@ -316,8 +331,8 @@ async def serve(spec: DeviceSpec, kernel: Kernel, access: Access, stop: trio.Eve
             return _status(spec, access, attachment, server, export, device)
 
         try:
-            device.attach()
-            more = changes(attachment.paths, spec.timeout)
+            await device.attach()
+            more = changes(attachment.paths, spec.timeout or None)
             async with controlled(spec.run_directory, status, stop, more, attachment.paths.events):
                 started(nbddevice.path(device.index))
                 async with trio.open_nursery() as nursery:

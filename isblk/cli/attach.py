@@ -28,8 +28,8 @@ from isblk.logs.output import tell
 from isblk.reclaim import stand_apart
 from isblk.state import make_directory, places
 
-CONNECTIONS = min(4, os.cpu_count() or 1)
-"""The kernel has a queue for each connection, and uses no more of them than it has processors; all end in one thread here."""
+CONNECTIONS = 1
+"""The one that the kernel never gives up (blockdevice.default_timeout). Several are several queues, which end in one thread here."""
 
 
 @click.command("attach", cls=Configured)
@@ -44,7 +44,7 @@ CONNECTIONS = min(4, os.cpu_count() or 1)
     "--timeout",
     type=click.IntRange(1, LONGEST_TIMEOUT),
     metavar="S",
-    help="Seconds after which the kernel gives up waiting for an answer; default: 300 more than --no-path-retry.",
+    help="Seconds after which the kernel gives up waiting for an answer; default: never with one connection.",
 )
 @click.option(
     "--dead-connection-timeout",
@@ -105,7 +105,7 @@ def command(
         nbdnetlink.check()
         _check_free(index)
         run = make_directory(places().run)
-        patience = timeout if timeout is not None else default_timeout(policies.no_path)
+        patience = timeout if timeout is not None else default_timeout(policies.no_path, connections)
         spec = DeviceSpec(found, lun, index, run, connections, patience, dead_connection_timeout, "ro" in flags, policies)
         attached: list[str] = []
 

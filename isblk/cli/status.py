@@ -170,9 +170,11 @@ def _attached(server: dict[str, Any]) -> Iterator[str]:
     """A block device of the kernel, and its connections."""
     device = server["block_device"]
     replaced = f", {device['replaced_connections']} replaced" if device["replaced_connections"] else ""
+    connections = "1 connection" if device["connections"] == 1 else f"{device['connections']} connections"
+    patience = f"timeout {device['timeout']} s" if device["timeout"] else "no timeout"
     yield (
-        f"{size_text(device['size'])} in blocks of {device['block_size']}, {device['connections']} connections{replaced}, "
-        f"timeout {device['timeout']} s, dead connection timeout {device['dead_connection_timeout']} s"
+        f"{size_text(device['size'])} in blocks of {device['block_size']}, {connections}{replaced}, "
+        f"{patience}, dead connection timeout {device['dead_connection_timeout']} s"
     )
     yield from _clients(server)
 

@@ -89,9 +89,10 @@ def connect(
     """Make /dev/nbdINDEX (a free one when None) of connected sockets; its index. The kernel keeps its own references to the sockets.
 
     `size` and `block_size` in bytes, `flags` the NBD protocol's transmission flags, times in seconds. A request that is not answered for
-    `timeout` costs its connection; without any connection requests wait for `dead_connection_timeout`. Only who names the same
-    `backend` may change the device later. The process that calls this is what /sys/block/nbdINDEX/pid shows, so call it from the main
-    thread. Raises UsageError when the device is in use or cannot be, or where the kernel or the permissions do not allow it.
+    `timeout` (0: never, with one connection) costs its connection; without any connection requests wait for `dead_connection_timeout`.
+    Only who names the same `backend` may change the device later. The process that calls this is what /sys/block/nbdINDEX/pid shows, so
+    call it from the main thread. Raises UsageError when the device is in use or cannot be, or where the kernel or the permissions do not
+    allow it.
 
     Client flags: none, and that is said, for the kernel keeps DESTROY_ON_DISCONNECT of the last connection otherwise. It would remove the
     device file, which others expect to be there, and have a connection refused that comes while it does; DISCONNECT_ON_CLOSE would end the

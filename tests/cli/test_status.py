@@ -248,6 +248,8 @@ def test_a_block_device_with_its_connections(run: Run, told: Told) -> None:
     ]
     told({**found, "block_device": {**block_device, **more, "replaced_connections": 3}})
     assert "2 connections, 3 replaced, timeout 300 s" in lines(run)[5]
+    told({**found, "block_device": {**block_device, **more, "connections": 1, "timeout": 0}})
+    assert "1 connection, no timeout, dead" in lines(run)[5]
 
 
 # ------------------------------------------------------------------------------------------------------------------ again and again

@@ -177,12 +177,44 @@ def test_a_daemon_that_died_is_replaced_under_a_mounted_file_system(lab: Lab) ->
     guest = lab.guest
     lab.attach("/dev/nbd0", "--connections", "2")
     guest.run(f"mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt && {COPY}")
-    guest.run("kill -9 $(cat /sys/block/nbd0/pid)")
-    write = "(dd if=/dev/zero of=/mnt/later bs=1M count=2 conv=fsync >/run/dd 2>&1; echo $? >>/run/dd) &"
+    guest.run("fsfreeze -f /mnt && kill -9 $(cat /sys/block/nbd0/pid)")  # Of several connections, what is on its way waits for minutes.
+    write = "(fsfreeze -u /mnt && dd if=/dev/zero of=/mnt/later bs=1M count=2 conv=fsync >/run/dd 2>&1; echo $? >>/run/dd) &"
     guest.run(f"{write} isblk attach {lab.where()} /dev/nbd0 --connections 2 --log-file /run/log; wait; tail -n 1 /run/dd | grep -x 0")
     assert "was left behind by a daemon that died: it is served again" in guest.run("cat /run/log")
     guest.run(f"({SAME}) && umount /mnt && fsck.ext4 -fn /dev/nbd0 && isblk detach /dev/nbd0")
     assert lab.over()
+
+
+def test_what_was_on_its_way_when_the_daemon_died_is_repeated(lab: Lab) -> None:
+    """And only then: until it dies the kernel waits for it, however long that takes."""
+    guest = lab.guest
+    lab.attach()
+    assert lab.sysfs("queue/io_timeout") == "30000"
+    guest.run("dmesg --clear; echo 1000 >/sys/block/nbd0/queue/io_timeout")
+    write_held(lab)
+    until(lambda: "Possible stuck request" in guest.run("dmesg"), "the kernel to look at what takes long", 30)
+    assert lab.status()["block_device"]["replaced_connections"] == 0
+    guest.run("kill -9 $(cat /sys/block/nbd0/pid)")
+    lab.target.ask("release")
+    lab.attach()
+    guest.run("while pgrep -x dd; do sleep 0.2; done; cmp -n 4096 /run/dd /dev/nbd0 && isblk detach /dev/nbd0")
+    assert lab.over()
+
+
+def test_what_was_on_its_way_fails_when_the_device_is_cleared_away(lab: Lab) -> None:
+    lab.attach()
+    write_held(lab)
+    lab.guest.run("kill -9 $(cat /sys/block/nbd0/pid); isblk detach --force /dev/nbd0; while pgrep -x dd; do sleep 0.2; done")
+    assert "error writing" in lab.guest.run("cat /run/said")
+    lab.target.ask("release")
+
+
+def write_held(lab: Lab) -> None:
+    """Have a direct write of /run/dd on its way to a target that does not answer."""
+    lab.target.ask("hold")
+    lab.guest.run("dd if=/dev/urandom of=/run/dd bs=4096 count=1 status=none")
+    lab.guest.run("dd if=/run/dd of=/dev/nbd0 oflag=direct bs=4096 >/run/said 2>&1 &")
+    until(lambda: lab.target.ask("held"), "the write to be on its way")
 
 
 def test_without_a_new_daemon_requests_fail_and_the_device_can_be_cleared_away(lab: Lab) -> None:
