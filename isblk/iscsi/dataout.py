@@ -1,11 +1,13 @@
 """The data of a write on its way out: immediate, unsolicited and solicited, cut to the target's limits (RFC 7143 4.2.5.2, 11.7).
 
-Data-Out PDUs are queued as one block of headers and views of the caller's own memory, so that a 1 MiB write in 8 KiB pieces costs one
-`sendmsg` and no copy of payload. (A header object each was measured at half the speed.)
+Data-Out PDUs are queued as headers and views of the caller's own memory, so that a 1 MiB write in 8 KiB pieces costs one `sendmsg` and no
+copy of payload. Headers are put together from their two ends: packing each whole was measured at twice as much.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from struct import Struct
 from typing import Final
 
 from isblk.iscsi import pdu
@@ -14,6 +16,12 @@ from isblk.iscsi.login import Negotiated
 from isblk.iscsi.task import Task
 
 _RESERVED_LUN: Final = bytes(8)
+_RUN: Final = 256
+"""PDUs whose headers' ends are kept, for each of a few offsets."""
+_TAIL_AT: Final = 36
+_pack: Final = pdu.INITIATOR.pack
+_pack_tail: Final = Struct(">III").pack
+"""DataSN, Buffer Offset, 0: from _TAIL_AT on, all that differs between the headers of a burst but for its last (11.7)."""
 
 
 class DataOut:
@@ -45,20 +53,26 @@ class DataOut:
             raise AssertionError("a burst of a task that has nothing to write")
         # The LUN field is reserved unless a Target Transfer Tag is given (11.7.4).
         lun = _RESERVED_LUN if ttt == pdu.RESERVED_TAG else task.lun
-        count = -(-length // self._segment)
-        headers = memoryview(bytearray(count * pdu.BHS_LENGTH))
-        pack_into = pdu.INITIATOR.pack_into
-        end = offset + length
-        for data_sn in range(count):
-            size = min(self._segment, end - offset)
+        segment, data_sn, end = self._segment, 0, offset + length
+        if self._plain:
+            head = _pack(pdu.DATA_OUT, 0, 0, segment, lun, task.itt, ttt, 0, exp_stat_sn, 0, 0, 0, 0)[:_TAIL_AT]
+            while offset + segment < end:
+                count = min((end - offset - 1) // segment, _RUN)
+                for tail in _tails(data_sn, offset, segment, count):
+                    out.append(head + tail)
+                    out.append(source[offset : offset + segment])
+                    offset += segment
+                data_sn += count
+        while offset < end:
+            size = min(segment, end - offset)
             flags = pdu.FINAL if offset + size == end else 0
-            at = data_sn * pdu.BHS_LENGTH
-            pack_into(headers, at, pdu.DATA_OUT, flags, 0, size, lun, task.itt, ttt, 0, exp_stat_sn, 0, data_sn, offset, 0)
-            header = headers[at : at + pdu.BHS_LENGTH]
-            piece = source[offset : offset + size]
-            if self._plain and not size & 3:
-                out.append(header)
-                out.append(piece)
-            else:
-                out.extend(frame(bytes(header), piece, self._header_digest, self._data_digest))
+            bhs = _pack(pdu.DATA_OUT, flags, 0, size, lun, task.itt, ttt, 0, exp_stat_sn, 0, data_sn, offset, 0)
+            out.extend(frame(bhs, source[offset : offset + size], self._header_digest, self._data_digest))
+            data_sn += 1
             offset += size
+
+
+@lru_cache(maxsize=32)
+def _tails(data_sn: int, offset: int, segment: int, count: int) -> list[bytes]:
+    """The ends of `count` headers in a row. A burst begins at one of few offsets, so they are seldom made."""
+    return [_pack_tail(data_sn + number, offset + number * segment, 0) for number in range(count)]

@@ -121,3 +121,13 @@ def test_any_burst_is_exactly_what_was_asked_for(length: int, start: int, segmen
 def test_a_task_that_writes_nothing_has_no_burst() -> None:
     with pytest.raises(AssertionError, match="nothing to write"):
         burst(Task(LUN_1, WRITE_CDB), 0, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 256, 257, 258, 600])
+def test_long_bursts_are_the_same_pdus_with_digests_and_without(count: int) -> None:
+    """Without, headers are put together in runs; twice, for what is kept of them."""
+    task = a_write(8 + 4 * count)
+    _, digested = burst(task, 8, 4 * count, target_max_recv_data_segment_length=4, header_digest=True, data_digest=True)
+    for _ in range(2):
+        _, plain = burst(task, 8, 4 * count, target_max_recv_data_segment_length=4)
+        assert [(each.bhs, each.data) for each in plain] == [(each.bhs, each.data) for each in digested]
