@@ -20,8 +20,10 @@ OVERHEAD: Final = 256
 """Bytes counted for each entry beside its data: many small writes are bounded too."""
 SMALL: Final = 4096
 """Bytes of data that are copied without asking the request, which costs more than the copy."""
+_Small = tuple[int, bytes]
+"""A small WRITE: offset, data. Of nothing that the collector of garbage looks at, so it does not look at these either, thousands of them."""
 _Kept = tuple[Op, int, int, bytes | memoryview | None, object]
-"""What an Entry is made of; an object for each would be a call for each."""
+"""What any other Entry is made of; an object for each would be a call for each."""
 
 
 class _Again(Request):
@@ -57,14 +59,14 @@ class Journal:
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self.limit = limit
         self.bytes = 0
-        self._entries: deque[_Kept] = deque()
+        self._entries: deque[_Small | _Kept] = deque()
         self._settled = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter([Entry(*kept) for kept in self._entries])
+        return iter([Entry(Op.WRITE, kept[0], len(kept[1]), kept[1], None) if len(kept) == 2 else Entry(*kept) for kept in self._entries])
 
     @property
     def mark(self) -> int:
@@ -84,22 +86,26 @@ class Journal:
     def append(self, request: Request) -> bool:
         """Hot. Keep a change that is about to be acknowledged, with its data; returns `filling`."""
         data, length = request.data, request.length
-        kept: bytes | memoryview | None = None
-        owner: object = None
-        if data is not None and length <= SMALL:
-            kept = bytes(data)
-        elif data is not None:
-            kept, owner = request.keep()
-        self._entries.append((request.op, request.offset, length, kept, owner))
-        self.bytes += OVERHEAD if data is None else OVERHEAD + length
+        if data is None:
+            self._entries.append((request.op, request.offset, length, None, None))
+            self.bytes += OVERHEAD
+        else:
+            if length <= SMALL:
+                self._entries.append((request.offset, bytes(data)))
+            else:
+                self._entries.append((request.op, request.offset, length, *request.keep()))
+            self.bytes += OVERHEAD + length
         return self.bytes * 2 >= self.limit
 
     def settle(self, mark: int) -> None:
         """A flush that was sent at `mark` has succeeded."""
         while self._entries and self._settled < mark:
-            _, _, length, data, _ = self._entries.popleft()
+            kept = self._entries.popleft()
             self._settled += 1
-            self.bytes -= OVERHEAD if data is None else OVERHEAD + length
+            if len(kept) == 2:
+                self.bytes -= OVERHEAD + len(kept[1])
+            else:
+                self.bytes -= OVERHEAD if kept[3] is None else OVERHEAD + kept[2]
 
     def clear(self) -> int:
         """Give everything up; returns how many entries that were."""

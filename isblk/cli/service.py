@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -52,6 +53,7 @@ class Service:
         def ready_once() -> None:
             nonlocal is_ready
             is_ready = True
+            _come_to_rest()
             ready()
             notify.ready()
 
@@ -104,6 +106,12 @@ def detach(service: Service, log_file: Path | None, said: Callable[[], str] = st
     if outcome.exit_code:
         fail(outcome.message, outcome.exit_code)
     return outcome.message
+
+
+def _come_to_rest() -> None:
+    """What there is by now stays: the collector of garbage, which runs while requests wait, need not look at all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _addresses(portal: Portal) -> set[tuple[str, int]]:

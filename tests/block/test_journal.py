@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from isblk.block.journal import OVERHEAD, SMALL, Journal
@@ -38,6 +40,13 @@ def test_a_mark_covers_what_was_before_it() -> None:
     journal.append(change(3))
     journal.settle(later)
     assert [entry.offset for entry in journal] == [1536] and journal.bytes == 512 + OVERHEAD
+
+
+def test_small_changes_are_nothing_to_the_collector_of_garbage() -> None:
+    journal = Journal()
+    journal.append(change(1))
+    gc.collect()
+    assert not any(map(gc.is_tracked, journal._entries))
 
 
 @pytest.mark.parametrize("op", [Op.WRITE, Op.TRIM])

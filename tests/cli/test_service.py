@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -45,8 +46,9 @@ def test_it_serves_with_an_isid_for_each_portal(tmp_path: Path) -> None:
         seen.extend((target, isids, access, stop.is_set()))
         started()
 
-    assert served(tmp_path, serve)(lambda: seen.append("ready")) == 0
-    target, isids, access, stopped, ready = seen
+    assert served(tmp_path, serve)(lambda: seen.extend(("ready", gc.get_freeze_count() > 0))) == 0
+    target, isids, access, stopped, ready, frozen = seen
+    assert frozen, "what there is by now is not looked at again by the collector of garbage"
     assert (target.name, len(set(isids)), access.time2wait, access.timing.noop_interval, stopped, ready) == (NAME, 2, 0, 3, False, "ready")
 
 
