@@ -21,7 +21,7 @@ OVERHEAD: Final = 256
 SMALL: Final = 4096
 """Bytes of data that are copied without asking the request, which costs more than the copy."""
 _Small = tuple[int, bytes]
-"""A small WRITE: offset, data. Of nothing that the collector of garbage looks at, so it does not look at these either, thousands of them."""
+"""A small WRITE: offset, data. Of nothing that the collector of garbage looks at, so neither does it look at thousands of these."""
 _Kept = tuple[Op, int, int, bytes | memoryview | None, object]
 """What any other Entry is made of; an object for each would be a call for each."""
 
