@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import trio
@@ -132,12 +133,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     logging.getLogger().addHandler(ear)
     try:
-        result = yield
+        with patch.object(gc, "freeze"):  # By what serves in this process: what it left open would never be seen.
+            result = yield
     finally:
         logging.getLogger().removeHandler(ear)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        gc.unfreeze()  # what served in this process
         gc.collect()
     _judge(ear.lines, [pattern for marker in item.iter_markers("logs") for pattern in marker.args])
     return result

@@ -267,8 +267,9 @@ class NbdServer:
             self.plane.call_later(TICK_SECONDS, self._tick)
 
     def _tick(self) -> None:
-        """End clients that take too long to choose, or that hold what others wait for."""
+        """End clients that take too long to choose, or that hold what others wait for; let go of memory that was not needed."""
         self._ticking = False
+        self.memory.trim()
         now = trio.current_time()
         for client, (moved, idle) in list(self._clients.items()):
             if client.session is None:
@@ -281,7 +282,7 @@ class NbdServer:
             self._clients[client] = (total, idle)
             if idle * TICK_SECONDS >= STALL_SECONDS:
                 client.end("it held memory that others wait for, without going on")
-        if self._clients:
+        if self._clients or self.memory.may_shrink:
             self._keep_ticking()
 
     # ------------------------------------------------------------------ allocation

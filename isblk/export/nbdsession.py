@@ -71,6 +71,12 @@ class NbdRequest(Request):
     cookie: int
     slot: Slot
 
+    def keep(self) -> tuple[bytes | memoryview, object]:
+        """A large payload stays in its buffer for whoever keeps it."""
+        assert self.data is not None
+        held = self.slot.hold(self.length)
+        return (self.data, held) if held is not None else super().keep()
+
 
 _COUNTED: Final = ("block_status", "bytes_read", "bytes_written", "errors", "others", "reads", "writes")
 

@@ -114,6 +114,20 @@ def test_the_log_goes_where_it_is_sent(commands: Commands, place: Path, tmp_path
     assert (tmp_path / "log").stat().st_size > 0
 
 
+def test_large_writes_that_a_crash_of_the_target_took_are_written_again_from_their_own_memory(
+    commands: Commands, place: Path, image: Path
+) -> None:
+    """They are not copied for that; so the memory of a write that is not durable must not be lent again."""
+    script = "h.connect_uri(sys.argv[1])\nfor at in range(int(sys.argv[2]), int(sys.argv[3])): h.pwrite(bytes([at + 1]) * %d, at * %d)"
+    with served(commands, place) as server:
+        libnbd(script % (MIB, MIB), server.uri, "0", "20")  # Less than half of the journal: nothing has been flushed yet.
+        assert get(image, 0, 20 * MIB) == bytes(20 * MIB)
+        commands.target.ask("crash")
+        libnbd(script % (MIB, MIB), server.uri, "20", "50")
+    commands.target.ask("crash")
+    assert get(image, 0, 50 * MIB) == b"".join(bytes([at + 1]) * MIB for at in range(50))
+
+
 # ----------------------------------------------------------------------------------------------------------------------------- the end
 
 
