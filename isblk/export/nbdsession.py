@@ -2,8 +2,8 @@
 
 Theory of operation. As the iSCSI framer: `receive_buffer` is where the next bytes must land, `received(n)` says they have. Requests are
 taken whole out of one read-ahead buffer, many per receive; of a large WRITE that has only begun the rest lands where it is written from.
-Each READ and WRITE has one buffer of the server's Memory, from its header until its reply is sent (READ) or it is done (WRITE; a large one's
-may be kept for longer). `outgoing` lends the buffers of READs to one sendmsg, and `sent` takes them back.
+Each READ and WRITE has one buffer of the server's Memory, from its header until its reply is sent (READ) or it is done (WRITE; that
+of a large one may be kept for longer). `outgoing` lends the buffers of READs to one sendmsg, and `sent` takes them back.
 
 Back-pressure: no request is taken from the buffer while OPEN_LIMIT of them are open (a request is open until its reply has been sent, so a
 client that reads no replies stops itself), while the client holds more than HELD_LIMIT bytes, or while the memory of all is used up. Then
