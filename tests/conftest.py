@@ -144,6 +144,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     return result
 
 
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As for what a script starts with &; children would never hear of Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported by now stays: a collection after each test then costs 1 ms instead of 30
 
